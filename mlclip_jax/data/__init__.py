@@ -1,0 +1,1 @@
+"""Sources, protocols, transforms and input pipelines."""

@@ -1,0 +1,1 @@
+"""What is being recognised: label spaces, taxonomies and the catalogue."""

@@ -1,0 +1,1 @@
+"""Learned pieces between the towers and the loss."""

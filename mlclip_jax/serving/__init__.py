@@ -1,0 +1,1 @@
+"""Tagging a user's own images."""

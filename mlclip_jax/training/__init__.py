@@ -1,0 +1,1 @@
+"""Loop, step, optimizer, mesh, checkpoints and metric writers."""
