@@ -1,0 +1,87 @@
+"""The vision transformer tower (Dosovitskiy et al., 2021, as CLIP uses it)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from mlclip_jax.clip.config import ViTConfig
+from mlclip_jax.clip.transformer import LayerNorm, make_blocks
+
+
+class ImageFeatures(NamedTuple):
+    """What an image tower gives: in the joint space, not normalised.
+
+    pooled [b d]; tokens [b p d], patches only, row-major, or None where nobody reads them.
+    """
+
+    pooled: Array
+    tokens: Array | None = None
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches times a matrix: kernel [p p 3 w], no bias."""
+
+    def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs) -> None:
+        shape = (patch_size, patch_size, 3, width)
+        init = nnx.initializers.normal((3 * patch_size**2) ** -0.5)
+        self.kernel = nnx.Param(init(rngs.params(), shape))
+
+    def __call__(self, images: Array) -> Array:
+        """[b h w 3] -> [b p w]."""
+        kernel = self.kernel[...].astype(images.dtype)
+        side = kernel.shape[0]
+        b, h, w, _ = images.shape
+        x = images.reshape(b, h // side, side, w // side, side, 3)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // side) * (w // side), -1)
+        return x @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class VisionTransformer(nnx.Module):
+    """Patches and a class token through pre-norm blocks; pooled at the class token."""
+
+    def __init__(
+        self, config: ViTConfig, embed_dim: int, *, remat: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        w = config.width
+        init = nnx.initializers.normal(w**-0.5)
+        self.patch_embed = PatchEmbed(config.patch_size, w, rngs=rngs)
+        self.class_embedding = nnx.Param(init(rngs.params(), (w,)))
+        self.position_embedding = nnx.Param(init(rngs.params(), (1 + config.grid**2, w)))
+        self.norm_pre = LayerNorm(w, eps=config.norm_eps)
+        self.blocks = make_blocks(
+            config.layers, w, config.heads, config.mlp_width, config.activation, config.norm_eps,
+            rngs=rngs,
+        )  # fmt: skip
+        self.norm_post = LayerNorm(w, eps=config.norm_eps)
+        self.projection = nnx.Param(init(rngs.params(), (w, embed_dim)))
+        self.remat = remat
+
+    def embed(self, images: Array) -> Array:
+        """[b h w 3] normalised pixels -> [b 1+p w], class token first, positions added."""
+        x = self.patch_embed(images)
+        token = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
+        return x + self.position_embedding[...].astype(x.dtype)
+
+    def __call__(self, images: Array, *, tokens: bool = False) -> ImageFeatures:
+        """[b h w 3] normalised pixels -> features; patch tokens only where asked for.
+
+        Without tokens the last block runs at the class token alone.
+        """
+        x = self.norm_pre(self.embed(images))
+        *body, last = self.blocks
+        for block in body:
+            x = jax.checkpoint(lambda x, block=block: block(x))(x) if self.remat else block(x)
+        if tokens:
+            y = self._project(last(x))
+            return ImageFeatures(y[:, 0], y[:, 1:])
+        first = jnp.zeros((x.shape[0],), jnp.int32)
+        return ImageFeatures(self._project(last.read(x, first, causal=False)))
+
+    def _project(self, x: Array) -> Array:
+        return self.norm_post(x) @ self.projection[...].astype(x.dtype)
