@@ -1,0 +1,177 @@
+"""What every method is: four verbs over one CLIP, and a filter that says what trains.
+
+images --encode_images--> ImageFeatures  pooled [b d], tokens [b p d]
+labels --encode_labels--> label features [c d]
+(image features, label features) --logits--> [b c]
+(logits, targets) --loss--> scalar
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mlclip_jax import losses
+from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.modules.heads import cosine_logits
+from mlclip_jax.modules.prompts import Encoder
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the device.
+
+    images uint8 [b h w 3]; targets int8 [b c] (+1 positive, 0 unobserved, -1 negative);
+    index int32 [b], the examples' rows in their source; mask bool [b], False for the padding of
+    an evaluation's last batch.
+    """
+
+    images: Array
+    targets: Array
+    index: Array
+    mask: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Progress:
+    """How far training is, for losses that change on the way: traced int32 scalars."""
+
+    step: Array
+    epoch: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LabelInputs:
+    """A label space on the device; an argument of the step, never part of a model.
+
+    prompts: one set of tokens for each template; index int32 [c], each class's row in its label
+    space; mask bool [c], False for classes that only pad c to a multiple of the devices (they
+    repeat class 0); group int32 [c], where the space has a taxonomy.
+    """
+
+    prompts: tuple[PromptTokens, ...]
+    index: Array
+    mask: Array
+    group: Array | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """c, padding included."""
+        return self.mask.shape[0]
+
+
+def padded_index(classes: int, multiple_of: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and mask of each class after padding with class 0: int32 [c], bool [c]."""
+    total = -(-classes // multiple_of) * multiple_of
+    index = np.zeros((total,), np.int32)
+    index[:classes] = np.arange(classes)
+    return index, np.arange(total) < classes
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings that every method has.
+
+    loss: by name, with its settings: `"asymmetric(gamma_negative=2)"`.
+    logit_scale: fixed temperature of the cosine; None takes the CLIP's own.
+    """
+
+    loss: str = "binary_cross_entropy"
+    logit_scale: float | None = None
+
+
+class Method(nnx.Module):
+    """Base of all methods: CLIP's own image features, cosine logits, a loss by name.
+
+    A method is one file in `mlclip_jax/methods`, found by its module's name; it holds one
+    subclass of this, whose `Config` is the frozen dataclass of its settings. The trainer calls
+    the verbs below and nothing else.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Whether the head reads patch tokens; if not, they are never computed.
+    reads_tokens: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        clip: CLIP,
+        *,
+        space: LabelSpace,
+        encoder: Encoder,
+        rngs: nnx.Rngs,
+    ) -> None:
+        losses.get(config.loss)  # an unknown loss is an error now, not at the first step
+        self.config = config
+        self.clip = clip
+
+    def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
+        """Tokenised prompts of these names (host arrays)."""
+        raise TypeError(f"{type(self).__name__} defines no prompts")
+
+    def label_inputs(
+        self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1
+    ) -> LabelInputs:
+        """The label space as arrays, classes padded to a multiple (host arrays).
+
+        Raises:
+            UserError: a prompt too long for the text tower.
+        """
+        index, mask = padded_index(len(space), multiple_of)
+        names = [space.prompt_names[i] for i in index]
+        group = None
+        if space.taxonomy is not None:
+            group = np.asarray(space.taxonomy.group_of, np.int32)[index]
+        return LabelInputs(self.prompts(names, encoder), index, mask, group)
+
+    def encode_images(self, images: Array, *, train: bool = False) -> ImageFeatures:
+        """uint8 [b h w 3] -> features in the joint space; `train` concerns BatchNorm, dropout."""
+        return self.clip.encode_images(images, tokens=self.reads_tokens)
+
+    def encode_labels(
+        self,
+        labels: LabelInputs,
+        *,
+        image_features: ImageFeatures | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Label features [c d]; methods whose prompts see the image read `image_features`."""
+        raise TypeError(f"{type(self).__name__} defines no label features")
+
+    def scale(self) -> Array | float:
+        """The factor of the cosine."""
+        if self.config.logit_scale is not None:
+            return self.config.logit_scale
+        return jax.numpy.exp(self.clip.logit_scale[...])
+
+    def logits(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> Array:
+        """float32 [b c]; padded classes are columns like others, masked by who reads them."""
+        return cosine_logits(image_features.pooled, label_features, self.scale())
+
+    def loss(
+        self, logits: Array, batch: Batch, labels: LabelInputs, progress: Progress
+    ) -> tuple[Array, dict[str, Array]]:
+        """The scalar to minimise, and further scalars to log."""
+        where = batch.mask[:, None] & labels.mask[None]
+        return losses.get(self.config.loss)(logits, batch.targets, where=where), {}
+
+    def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
+        """Whether the parameter at this path is trained."""
+        return isinstance(variable, nnx.Param) and not path_string(path).startswith("clip/")
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """An NNX path as text: ("clip", "text", 0) -> "clip/text/0"."""
+    return "/".join(map(str, path))

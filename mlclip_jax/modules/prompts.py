@@ -1,0 +1,160 @@
+"""Prompts: templates around a label's name, and learned context vectors in their place.
+
+Host side, names become `PromptTokens`: everything up to the name that all labels share is the
+prefix, and is encoded once (see `mlclip_jax.clip.text`). A learned vector is a negative id, so
+every layout (context before, after or around the name) is a row of ids and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mlclip_jax.clip import PromptTokens
+from mlclip_jax.errors import UserError
+
+ClassPosition = Literal["end", "middle", "front"]
+
+#: Widths that the classes' own tokens are padded to: few, so that another label set seldom
+#: means another compilation.
+WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 77)
+
+
+class Encoder(Protocol):
+    """What prompts need of a tokenizer: `mlclip_jax.clip.tokenizer.Tokenizer` has it."""
+
+    sot: int
+    eot: int
+    context_length: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+
+
+def pack(
+    prefix: Sequence[int], own: Sequence[Sequence[int]], names: Sequence[str], encoder: Encoder
+) -> PromptTokens:
+    """Rows of ids into arrays, EOT appended, padded to the next of `WIDTHS`.
+
+    Args:
+        prefix: ids that every prompt begins with (start of text included).
+        own: each class's ids after the prefix, without EOT.
+        names: of the classes, for messages.
+        encoder: gives EOT and the context length.
+
+    Raises:
+        UserError: a prompt longer than the context, naming its label.
+    """
+    room = encoder.context_length - len(prefix) - 1
+    for name, row in zip(names, own, strict=True):
+        if len(row) > room:
+            raise UserError(
+                f"the prompt of label {name!r} has {len(prefix) + len(row) + 1} tokens and the "
+                f"text tower takes {encoder.context_length}; shorten the name or the template"
+            )
+    longest = max(len(row) for row in own) + 1
+    width = min((w for w in WIDTHS if w >= longest), default=longest)
+    ids = np.zeros((len(own), min(width, room + 1)), np.int32)
+    for i, row in enumerate(own):
+        ids[i, : len(row) + 1] = [*row, encoder.eot]
+    eot = np.array([len(row) for row in own], np.int32)
+    return PromptTokens(np.array(prefix, np.int32), ids, eot)
+
+
+def readable(name: str) -> str:
+    """A label's name as text: underscores are spaces."""
+    return name.replace("_", " ")
+
+
+def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> PromptTokens:
+    """A fixed template around each name, such as "a photo of a {}.".
+
+    Raises:
+        UserError: where the template has not exactly one "{}", or a prompt is too long.
+    """
+    if template.count("{}") != 1:
+        raise UserError(f'template {template!r} needs exactly one "{{}}" where the label goes')
+    head, tail = template.split("{}")
+    if head and not head[-1].isspace():  # the name continues a word: nothing is shared
+        head, prefix = "", [encoder.sot]
+        texts = [template.format(readable(name)) for name in names]
+    else:
+        prefix = [encoder.sot, *encoder.encode(head)]
+        texts = [readable(name) + tail for name in names]
+    return pack(prefix, [encoder.encode(text) for text in texts], names, encoder)
+
+
+def context_prompts(
+    n_ctx: int,
+    names: Sequence[str],
+    encoder: Encoder,
+    *,
+    position: ClassPosition = "end",
+    class_specific: bool = False,
+) -> PromptTokens:
+    """Learned context around each name and a final period (CoOp, Zhou et al., 2022).
+
+    end: [V1..Vk][name].   middle: [V1..Vk/2][name][..Vk].   front: [name][V1..Vk].
+    Ids -1..-k stand for V1..Vk. Shared context before the name belongs to the prefix;
+    class-specific context cannot.
+    """
+    slots = [-(j + 1) for j in range(n_ctx)]
+    split = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    before, after = slots[:split], slots[split:]
+    own = []
+    for name in map(readable, names):
+        if after:
+            own.append([*encoder.encode(name), *after, *encoder.encode(".")])
+        else:
+            own.append(encoder.encode(f"{name}."))
+    if class_specific:
+        return pack([encoder.sot], [[*before, *row] for row in own], names, encoder)
+    return pack([encoder.sot, *before], own, names, encoder)
+
+
+class Context(nnx.Module):
+    """Learned context vectors: [k w], or [c k w] with one set for each class.
+
+    Args:
+        n_ctx: k, where they start at random, N(0, 0.02^2).
+        words: start from these words' embeddings instead; k is their number of tokens.
+        classes: c for class-specific vectors, None for one set shared by all.
+        table: the token embedding [v w].
+        encoder: tokenizer for `words`.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_ctx: int,
+        words: str,
+        classes: int | None,
+        table: Array,
+        encoder: Encoder,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if words:
+            start = table[np.array(encoder.encode(readable(words)))]
+            start = start if classes is None else jnp.repeat(start[None], classes, axis=0)
+        else:
+            lead = () if classes is None else (classes,)
+            start = 0.02 * jax.random.normal(rngs.params(), (*lead, n_ctx, table.shape[-1]))
+        self.vectors = nnx.Param(start)
+
+    def __call__(self, index: Array | None = None) -> Array:
+        """The vectors, rows in the order of `index` [c] where they are class-specific."""
+        vectors = self.vectors[...]
+        return vectors if vectors.ndim == 2 or index is None else vectors[index]
+
+
+def normalize(x: Array) -> Array:
+    """Unit length along the last axis, in float32; a zero vector stays zero."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)

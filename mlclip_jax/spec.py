@@ -1,0 +1,73 @@
+"""`name(key=value)`: how a config names a function and its settings in one string."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from mlclip_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among the known ones, with the closest as the mend."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    return UserError(f"unknown {what} {name!r}; {hint}")
+
+
+def parse_call(text: str, *, what: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """`"name"` or `"name(1, key=2)"` into name, positional and keyword arguments (literals).
+
+    Raises:
+        UserError: where the text has another form.
+    """
+    problem = UserError(f'{what} {text!r} should read "name" or "name(key=value, ...)"')
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, (), {}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise problem
+        keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+        if len(keywords) != len(node.keywords):
+            raise problem
+        return node.func.id, tuple(ast.literal_eval(a) for a in node.args), keywords
+    except (SyntaxError, ValueError) as error:
+        raise problem from error
+
+
+def bind_call(
+    text: str, table: Mapping[str, Callable[..., T]], *, what: str, reserved: tuple[str, ...] = ()
+) -> Callable[..., T]:
+    """The function that `text` names, with the keyword arguments it gives.
+
+    Args:
+        text: `"name"` or `"name(key=value, ...)"`.
+        table: functions by name.
+        what: what the functions are, for messages ("loss").
+        reserved: keywords that the caller gives and `text` may not.
+
+    Raises:
+        UserError: unknown name, positional argument or unknown keyword.
+    """
+    name, positional, keywords = parse_call(text, what=what)
+    if name not in table:
+        raise unknown(what, name, table)
+    parameters = [
+        p.name
+        for p in inspect.signature(table[name]).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in reserved
+    ]
+    if positional:
+        raise UserError(f"{what} {text!r}: write arguments as key=value ({', '.join(parameters)})")
+    for key in keywords:
+        if key not in parameters:
+            raise unknown(f"argument of {what} {name!r}:", key, parameters)
+    return functools.partial(table[name], **keywords)
