@@ -1,0 +1,152 @@
+"""Scoring a split with a method: labels encoded once, then batches of images.
+
+Works on the pure dictionaries of the training step: the caller passes the graph definition once
+and, for each evaluation, the leaves to use (raw or averaged weights, BatchNorm statistics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mlclip_jax.evaluation.metrics import (
+    Predictions,
+    average_precision,
+    mean_average_precision,
+)
+from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.methods.base import LabelInputs
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: fractions by name: "mAP", and "mAP/<group>" and "mAP/<subset>" where the label
+            space has groups and subsets.
+        per_class_ap: float64 `[c]`, NaN for classes without positives.
+        scores: float32 logits `[n c]`, in the order of `index`.
+        targets: int8 `[n c]` in {+1, 0, -1}.
+        index: int64 `[n]`, position of each image in its source.
+    """
+
+    metrics: dict[str, float]
+    per_class_ap: np.ndarray
+    scores: np.ndarray
+    targets: np.ndarray
+    index: np.ndarray
+
+
+class Predictor(NamedTuple):
+    """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
+
+    encode_labels(state, labels) -> label features;
+    logits(state, images uint8 `[b h w 3]`, label features, labels) -> float32 `[b c]`.
+    """
+
+    encode_labels: Any
+    logits: Any
+
+
+@lru_cache(maxsize=8)
+def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
+    """The prediction functions of a method, compiled once for each graph definition and mesh.
+
+    Args:
+        graphdef: of a method split as `nnx.split(method, *filters)`; `state` then holds the pure
+            dictionaries of those filters in the same order.
+        mesh: gathers the label features on every device of it; None: single device.
+    """
+
+    def encode_labels(state: Sequence[Any], labels: LabelInputs) -> Any:
+        return nnx.merge(graphdef, *state).encode_labels(labels)
+
+    def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
+        method = nnx.merge(graphdef, *state)
+        return method.logits(method.encode_images(images), features, labels)
+
+    if mesh is None:
+        return Predictor(jax.jit(encode_labels), jax.jit(logits))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return Predictor(jax.jit(encode_labels, out_shardings=everywhere), jax.jit(logits))
+
+
+def evaluate(
+    predictor: Predictor,
+    state: Sequence[Any],
+    labels: LabelInputs,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    space: LabelSpace,
+    *,
+    mesh: Mesh | None = None,
+    assume_negative: bool | None = None,
+    empty: Literal["skip", "zero"] = "skip",
+) -> EvalResult:
+    """Score every image of a split.
+
+    Args:
+        predictor: from `predict_fn`, with the same `mesh`.
+        state: pure dictionaries in the order of the split that gave the graph definition; pass the
+            averaged ones for EMA weights.
+        labels: the method's inputs for `space`, placed on the devices or not; classes may be
+            padded beyond `len(space)`.
+        batches: host batches with "images" uint8 `[b h w 3]`, "targets" `[b c]`, "index" `[b]` and
+            "mask" `[b]`, of one size (a multiple of the mesh), the last one padded.
+        space: the labels scored.
+        mesh: spreads the images over its "data" axis.
+        assume_negative, empty: conventions of the metrics, see `evaluation.metrics`.
+
+    Raises:
+        ValueError: the split is empty, an image comes twice, or a logit is NaN.
+    """
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+    features = predictor.encode_labels(state, labels)
+    predictions = Predictions(len(space))
+
+    def collect(batch: Mapping[str, np.ndarray], logits: Array) -> None:
+        predictions.append(
+            np.asarray(logits), batch["targets"], index=batch["index"], mask=batch["mask"]
+        )
+
+    # One batch computes while the results of the one before are fetched: never more in flight.
+    waiting = None
+    for batch in batches:
+        images = jax.device_put(batch["images"], sharding)
+        logits = predictor.logits(state, images, features, labels)
+        if waiting is not None:
+            collect(*waiting)
+        waiting = batch, logits
+    if waiting is None:
+        raise ValueError("nothing to evaluate: the split holds no images")
+    collect(*waiting)
+    return summarise(predictions, space, assume_negative=assume_negative, empty=empty)
+
+
+def summarise(
+    predictions: Predictions,
+    space: LabelSpace,
+    *,
+    assume_negative: bool | None = None,
+    empty: Literal["skip", "zero"] = "skip",
+) -> EvalResult:
+    """The metrics of gathered predictions, over all classes and by group and subset."""
+    scores, targets, index = predictions.arrays()
+    per_class = average_precision(scores, targets, assume_negative=assume_negative)
+    selections = dict(space.subsets)
+    if space.taxonomy is not None:
+        groups = {name: space.taxonomy.members(name) for name in space.taxonomy.group_names}
+        named = set(selections.values())
+        selections |= {name: members for name, members in groups.items() if members not in named}
+    metrics = {"mAP": mean_average_precision(per_class, empty=empty)}
+    for name, members in selections.items():
+        metrics[f"mAP/{name}"] = mean_average_precision(per_class[list(members)], empty=empty)
+    return EvalResult(metrics, per_class, scores, targets, index)
