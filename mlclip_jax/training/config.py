@@ -1,0 +1,296 @@
+"""The configuration of one training run as frozen dataclasses.
+
+A config file returns a dictionary; `parse_config` turns it into a `TrainConfig` once, so that a
+key that nothing reads is an error that names it. `config.method` and `config.data` stay mappings
+here: the method's and the dataset's own dataclasses check them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mlclip_jax.errors import UserError
+from mlclip_jax.fields import from_mapping, plain, unknown_key
+
+# Keys that a stage may override; everything else belongs to the whole run.
+_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which CLIP to start from.
+
+    Attributes:
+      name: preset name, packaged mini, folder, or hub id.
+      revision: hub revision; None takes the default one.
+      dtype: compute type of the towers (parameters stay float32).
+      image_size: side of the images in pixels; None keeps the checkpoint's (positional
+        embeddings are interpolated otherwise).
+      weights: "random" builds the preset `name` with fresh weights.
+    """
+
+    name: str = "clip-mini"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_size: int | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, learning-rate schedule and decay of one stage.
+
+    Weight decay is coupled (added to the gradient, as torch's Adam and SGD do) for "adam" and
+    "sgd", decoupled for "adamw". It applies to parameters of two or more dimensions.
+
+    Attributes:
+      name: "adamw", "adam" or "sgd".
+      learning_rate: peak learning rate.
+      schedule: "constant", "cosine", "onecycle" or "plateau".
+      schedule_duration: length the schedule is laid out for where it differs from the stage's
+        (a run stopped before its schedule ends); None takes the stage's.
+      schedule_unit: "epoch" holds the rate of "cosine" constant within each epoch.
+      warmup: length of the linear warm-up from 0 (not for "onecycle", which has its own).
+      min_learning_rate: where "cosine" ends and below which "plateau" does not go.
+      pct_start, div_factor, final_div_factor, cycle_momentum: as torch's OneCycleLR names them;
+        cycle_momentum moves Adam's beta1 from .95 to .85 and back.
+      plateau_factor, plateau_patience: "plateau" multiplies the rate by the factor once the
+        selection metric has not improved for more than `patience` evaluations.
+      weight_decay: strength; 0 turns it off.
+      decay_scalars: also decay 0-dimensional parameters.
+      momentum: of "sgd".
+      beta1, beta2, eps: of "adam" and "adamw".
+      clip_norm: largest global norm of the gradient; None does not clip.
+      groups: learning-rate multipliers as (regex, multiplier) pairs or a mapping; the first
+        pattern found in the "/"-joined path of a parameter decides.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "onecycle", "plateau"] = "cosine"
+    schedule_duration: str | None = None
+    schedule_unit: Literal["step", "epoch"] = "step"
+    warmup: str = "0 steps"
+    min_learning_rate: float = 0.0
+    pct_start: float = 0.2
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    cycle_momentum: bool = True
+    plateau_factor: float = 0.1
+    plateau_patience: int = 5
+    weight_decay: float = 0.0
+    decay_scalars: bool = False
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    groups: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """When and on what to evaluate.
+
+    Attributes:
+      every: interval; also evaluated at the end of every stage.
+      batch_size: images in an evaluation batch.
+      splits: names of the evaluation splits; the first one selects the best checkpoint.
+      metric: name of the metric that selects.
+    """
+
+    every: str = "1 epochs"
+    batch_size: int = 100
+    splits: tuple[str, ...] = ("validation", "test")
+    metric: str = "mAP"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how many of the latest checkpoints to keep (the best are always kept)."""
+
+    every: str = "1 epochs"
+    keep: int = 1
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: what trains, how and for how long; one stage is the ordinary case.
+
+    Attributes:
+      name: label of the stage in metrics and messages.
+      method: fields of the method's own Config, `name` among them.
+      optim: optimizer of the stage.
+      batch_size: images in a batch over all devices.
+      duration: length as "N steps", "N epochs" or "N examples".
+      ema_decay: decay of the moving average of the weights per step; None keeps none.
+    """
+
+    name: str
+    method: Mapping[str, Any]
+    optim: OptimConfig
+    batch_size: int
+    duration: str
+    ema_decay: float | None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. `source` is the plain dictionary it came from, kept for the checkpoint."""
+
+    seed: int
+    backbone: BackboneConfig
+    data: Mapping[str, Any]
+    stages: tuple[StageConfig, ...]
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log_every: str
+    compilation_cache: bool
+    source: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Root:
+    """The keys of a config file with their defaults."""
+
+    method: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int = 0
+    backbone: BackboneConfig = BackboneConfig()
+    batch_size: int = 32
+    duration: str = "1 epochs"
+    optim: Mapping[str, Any] | None = None
+    ema_decay: float | None = None
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: str = "10 steps"
+    compilation_cache: bool = True
+    stages: tuple[Mapping[str, Any], ...] = ()
+
+
+def parse_config(config: Mapping[str, Any]) -> TrainConfig:
+    """The typed configuration of `config` (a ConfigDict, or the dictionary of a checkpoint).
+
+    Raises:
+      UserError: an unknown key, a wrong type or an impossible value, named.
+    """
+    source = plain(config)
+    root = from_mapping(_Root, source)
+    for key in ("method", "data"):
+        if not isinstance(getattr(root, key).get("name"), str):
+            raise UserError(f"config key '{key}.name' is missing: it says which {key} to use")
+    base = {key: getattr(root, key) for key in _STAGE_KEYS}
+    overrides = root.stages or ({},)
+    stages = tuple(_stage(base, override, index) for index, override in enumerate(overrides))
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"config key 'stages' repeats a stage name: {', '.join(names)}")
+    for where, duration in (
+        ("eval.every", root.eval.every),
+        ("checkpoint.every", root.checkpoint.every),
+        ("log_every", root.log_every),
+    ):
+        parse_duration(duration, where)
+    _positive("eval.batch_size", root.eval.batch_size)
+    _positive("checkpoint.keep", root.checkpoint.keep)
+    if not root.eval.splits:
+        raise UserError("config key 'eval.splits' is empty: name at least one split")
+    return TrainConfig(
+        seed=root.seed,
+        backbone=root.backbone,
+        data=root.data,
+        stages=stages,
+        eval=root.eval,
+        checkpoint=root.checkpoint,
+        log_every=root.log_every,
+        compilation_cache=root.compilation_cache,
+        source=source,
+    )
+
+
+def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> StageConfig:
+    """The stage that `override` makes of the run's own settings."""
+    where = f"stages[{index}]" if override else ""
+    for key in override:
+        if key not in (*_STAGE_KEYS, "name"):
+            raise unknown_key(key, (*_STAGE_KEYS, "name"), where)
+    merged = {**base, **{key: override[key] for key in _STAGE_KEYS if key in override}}
+    for key in ("method", "optim"):
+        merged[key] = {**(base[key] or {}), **(override.get(key) or {})}
+    if isinstance(merged["optim"].get("groups"), Mapping):
+        merged["optim"]["groups"] = tuple(merged["optim"]["groups"].items())
+    prefix = f"{where}." if where else ""
+    optim = from_mapping(OptimConfig, merged["optim"], f"{prefix}optim")
+    default_name = "train" if not override else f"stage{index + 1}"
+    stage = from_mapping(
+        StageConfig, {**merged, "optim": asdict(optim), "name": override.get("name", default_name)}, where
+    )
+    _positive(f"{prefix}batch_size", stage.batch_size)
+    if stage.ema_decay is not None and not 0.0 <= stage.ema_decay < 1.0:
+        raise UserError(f"config key '{prefix}ema_decay' must lie in [0, 1), not {stage.ema_decay}")
+    parse_duration(stage.duration, f"{prefix}duration")
+    parse_duration(optim.warmup, f"{prefix}optim.warmup")
+    if optim.schedule_duration is not None:
+        parse_duration(optim.schedule_duration, f"{prefix}optim.schedule_duration")
+    return stage
+
+
+def _positive(where: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"config key '{where}' must be at least 1, not {value}")
+
+
+def parse_duration(duration: str, where: str = "duration") -> tuple[float, str]:
+    """(3.0, "epochs") of "3 epochs", checked.
+
+    Raises:
+      UserError: not a number followed by steps, epochs or examples.
+    """
+    words = duration.split() if isinstance(duration, str) else []
+    try:
+        amount = float(words[0])
+        unit = words[1].rstrip("s") + "s"
+        valid = len(words) == 2 and math.isfinite(amount) and amount >= 0
+    except (IndexError, ValueError):
+        valid = False
+    if not valid or unit not in ("steps", "epochs", "examples"):
+        raise UserError(
+            f"config key '{where}': {duration!r} is no length; "
+            "write 'N steps', 'N epochs' or 'N examples'"
+        )
+    return amount, unit
+
+
+def steps_per_epoch(*, batch_size: int, num_examples: int) -> int:
+    """Steps in one epoch: full batches only.
+
+    Raises:
+      UserError: fewer examples than one batch.
+    """
+    if num_examples < batch_size:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the {num_examples} training examples: "
+            "lower batch_size or take more examples"
+        )
+    return num_examples // batch_size
+
+
+def to_steps(duration: str, *, batch_size: int, num_examples: int, where: str = "duration") -> int:
+    """Number of steps in `duration`; epochs may be fractions.
+
+    Args:
+      duration: "N steps", "N epochs" or "N examples".
+      batch_size: images in a batch over all devices.
+      num_examples: training examples.
+      where: config key, for messages.
+    """
+    amount, unit = parse_duration(duration, where)
+    if unit == "epochs":
+        epoch = steps_per_epoch(batch_size=batch_size, num_examples=num_examples)
+        return round(amount * epoch)
+    if unit == "examples":
+        return math.ceil(amount / batch_size)
+    return round(amount)
