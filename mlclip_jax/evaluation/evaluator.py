@@ -1,19 +1,18 @@
 """Scoring a split with a method: labels encoded once, then batches of images.
 
-Works on the pure dictionaries of the training step: the caller passes the graph definition once
-and, for each evaluation, the leaves to use (raw or averaged weights, BatchNorm statistics).
+Works on plain pytrees of arrays, as the training step does: the caller says once how leaves make a
+method and passes, for each evaluation, the leaves to use (raw or averaged weights and BatchNorm
+statistics).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,7 +22,7 @@ from mlclip_jax.evaluation.metrics import (
     mean_average_precision,
 )
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs
+from mlclip_jax.methods.base import LabelInputs, Method
 
 
 @dataclass(frozen=True)
@@ -47,31 +46,30 @@ class EvalResult:
 
 
 class Predictor(NamedTuple):
-    """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
+    """The two jitted halves of prediction; `state` is a pytree of the method's leaves.
 
     encode_labels(state, labels) -> label features;
     logits(state, images uint8 `[b h w 3]`, label features, labels) -> float32 `[b c]`.
     """
 
-    encode_labels: Any
-    logits: Any
+    encode_labels: Callable[[Any, LabelInputs], Any]
+    logits: Callable[[Any, Array, Any, LabelInputs], Array]
 
 
-@lru_cache(maxsize=8)
-def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
-    """The prediction functions of a method, compiled once for each graph definition and mesh.
+def predict_fn(merge: Callable[[Any], Method], mesh: Mesh | None = None) -> Predictor:
+    """The prediction functions of a method; make them once, they keep what they compiled.
 
     Args:
-        graphdef: of a method split as `nnx.split(method, *filters)`; `state` then holds the pure
-            dictionaries of those filters in the same order.
+        merge: the method from a pytree of its leaves (`nnx.merge` with its graph definition);
+            traced, so that any leaves of the same shapes can be passed later.
         mesh: gathers the label features on every device of it; None: single device.
     """
 
-    def encode_labels(state: Sequence[Any], labels: LabelInputs) -> Any:
-        return nnx.merge(graphdef, *state).encode_labels(labels)
+    def encode_labels(state: Any, labels: LabelInputs) -> Any:
+        return merge(state).encode_labels(labels)
 
-    def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
-        method = nnx.merge(graphdef, *state)
+    def logits(state: Any, images: Array, features: Any, labels: LabelInputs) -> Array:
+        method = merge(state)
         return method.logits(method.encode_images(images), features, labels)
 
     if mesh is None:
@@ -82,7 +80,7 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
 
 def evaluate(
     predictor: Predictor,
-    state: Sequence[Any],
+    state: Any,
     labels: LabelInputs,
     batches: Iterable[Mapping[str, np.ndarray]],
     space: LabelSpace,
@@ -95,10 +93,10 @@ def evaluate(
 
     Args:
         predictor: from `predict_fn`, with the same `mesh`.
-        state: pure dictionaries in the order of the split that gave the graph definition; pass the
-            averaged ones for EMA weights.
-        labels: the method's inputs for `space`, placed on the devices or not; classes may be
-            padded beyond `len(space)`.
+        state: the method's leaves as `predict_fn`'s `merge` takes them; pass the averaged ones for
+            EMA weights.
+        labels: the method's inputs for `space`; classes may be padded beyond `len(space)`, and
+            placed so that every device encodes a share of them.
         batches: host batches with "images" uint8 `[b h w 3]`, "targets" `[b c]`, "index" `[b]` and
             "mask" `[b]`, of one size (a multiple of the mesh), the last one padded.
         space: the labels scored.

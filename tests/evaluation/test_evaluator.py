@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mlclip_jax import methods
 from mlclip_jax.clip import CLIP
 from mlclip_jax.clip.config import CLIPConfig, TextConfig, ViTConfig
 from mlclip_jax.evaluation import evaluator
 from mlclip_jax.labels.space import LabelSpace, Taxonomy
+from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
 
 SPACE = LabelSpace(
     names=("cat", "dog", "car", "bus", "sky", "sea"),
@@ -71,7 +71,9 @@ def batches(data, size, order=None):
 def run(method, split, data, size=8, mesh=None, order=None, multiple_of=1):
     graphdef, state = split
     labels = method.label_inputs(SPACE, Letters(), multiple_of=multiple_of)
-    predictor = evaluator.predict_fn(graphdef, mesh)
+    if mesh is not None:
+        labels = shard_labels(labels, mesh)
+    predictor = evaluator.predict_fn(lambda state: nnx.merge(graphdef, *state), mesh)
     return evaluator.evaluate(
         predictor, state, labels, batches(data, size, order), SPACE, mesh=mesh
     )
@@ -96,9 +98,10 @@ def test_batch_size_and_order_do_not_matter(method, split, data):
 
 
 def test_eight_devices_equal_one(method, split, data):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh()
+    assert mesh.size == 8
     graphdef, state = split
-    placed = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    placed = replicate(state, mesh)
     result = run(method, split, data)
     sharded = run(method, (graphdef, placed), data, mesh=mesh, multiple_of=8)
     assert sharded.scores.shape == (21, len(SPACE))  # the two padded classes are gone
@@ -116,8 +119,7 @@ def test_metrics_by_group_and_subset(method, split, data):
 def test_other_weights_give_other_scores_without_compiling_again(method, split, data):
     graphdef, (trainable, frozen) = split
     labels = method.label_inputs(SPACE, Letters())
-    predictor = evaluator.predict_fn(graphdef)
-    assert evaluator.predict_fn(graphdef) is predictor
+    predictor = evaluator.predict_fn(lambda state: nnx.merge(graphdef, *state))
     other = jax.tree.map(lambda x: 30 * x[..., ::-1], trainable)
     raw = evaluator.evaluate(predictor, (trainable, frozen), labels, batches(data, 8), SPACE)
     compiled = predictor.logits._cache_size()
