@@ -1,6 +1,10 @@
-"""The one exception type for what a user can mend."""
+"""The one exception type for what a user can mend, and how commands report it."""
 
 from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -8,3 +12,32 @@ class UserError(ValueError):
 
     Commands print it as a single line without a traceback and exit with code 2.
     """
+
+
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Run a command and give its exit code; what a user can mend is one line on stderr, code 2.
+
+    Args:
+        run: the command; it returns its exit code, None meaning 0.
+
+    Returns:
+        The command's own code; 2 after a `UserError` or a missing or forbidden file, 130 after an
+        interrupt from the keyboard, 141 where the reader of stdout has gone away. Other
+        exceptions pass: they are faults of the program and need their traceback.
+    """
+    try:
+        return run() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"error: {named}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes stdout on its way out and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
