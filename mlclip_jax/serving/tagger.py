@@ -1,0 +1,249 @@
+"""Tagging a user's own images with a trained method or with zero-shot CLIP.
+
+    tagger = Tagger.from_clip("ViT-B/32", ("cat", "dog", "sofa"))
+    tagger.tag(["holiday.jpg"], top_k=2)
+    # [[{"label": "dog", "score": 0.81, "cosine": 0.26}, {"label": "sofa", ...}]]
+
+What a score means depends on where it comes from, and `Tagger.score_kind` says which:
+
+- "sigmoid", for trained methods: the sigmoid of the label's logit, each label for itself, which is
+  what the losses of multi-label training fit. How well it is calibrated depends on the loss.
+- "softmax", for zero-shot CLIP: the label's share in a softmax of the scaled cosines over all the
+  labels given. It ranks labels and says nothing of whether any is present: the shares of an image
+  add up to 1 however few of the labels it shows. A sigmoid would be worse, as CLIP's scaled cosines
+  are far above zero for absent labels too. "cosine" beside it is the bare cosine similarity,
+  comparable between images; about 0.2 to 0.3 for present labels with the published CLIPs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mlclip_jax import methods
+from mlclip_jax.clip import weights
+from mlclip_jax.data.transforms import Preprocess, Source
+from mlclip_jax.errors import UserError
+from mlclip_jax.evaluation.evaluator import predict_fn
+from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.methods.base import Method
+from mlclip_jax.methods.zero_shot import ZeroShot
+from mlclip_jax.modules.prompts import Encoder
+
+#: {"label": name, "score": float}, for zero-shot also {"cosine": float}.
+Tag = dict[str, Any]
+T = TypeVar("T", bound=Source)
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+class Tagger:
+    """Labels images; the label features are encoded once, when it is made.
+
+    Args:
+        method: with its weights.
+        space: the labels to choose from.
+        encoder: tokenizer for the labels' prompts.
+        preprocess: brings images to the method's size.
+        batch_size: most images scored at once; fewer are padded to the next power of two, so that
+            few shapes are ever compiled.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        space: LabelSpace,
+        encoder: Encoder,
+        preprocess: Preprocess,
+        *,
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, not {batch_size}")
+        self.space = space
+        self.preprocess = preprocess
+        self.batch_size = batch_size
+        self.score_kind: Literal["sigmoid", "softmax"] = "sigmoid"
+        if isinstance(method, ZeroShot):
+            self.score_kind, self._scale = "softmax", float(method.scale())
+        graphdef, state = nnx.split(method)
+        self._predictor = predict_fn(lambda leaves: nnx.merge(graphdef, leaves))
+        self._state = jax.device_put(nnx.to_pure_dict(state))
+        self._labels = jax.device_put(method.label_inputs(space, encoder))
+        self._features = self._predictor.encode_labels(self._state, self._labels)
+
+    @classmethod
+    def from_clip(
+        cls,
+        source: str | Path,
+        labels: LabelSpace | Sequence[str],
+        *,
+        templates: str | Sequence[str] = DEFAULT_TEMPLATE,
+        revision: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 32,
+    ) -> Tagger:
+        """Zero-shot: any CLIP and any labels, nothing trained.
+
+        Args:
+            source: name of a preset or packaged CLIP, folder, or hub id.
+            labels: a label space (`LabelSpace.from_file`) or names.
+            templates: prompts with "{}" where the label goes; features of several are averaged.
+            revision: of a hub id.
+            dtype: compute type, "float32" or "bfloat16".
+            batch_size: most images scored at once.
+
+        Raises:
+            UserError: no such CLIP, or a label or template that makes no prompt.
+        """
+        space = labels if isinstance(labels, LabelSpace) else LabelSpace(tuple(labels))
+        templates = (templates,) if isinstance(templates, str) else tuple(templates)
+        checkpoint = weights.resolve(source, revision=revision)
+        clip, encoder = checkpoint.load(dtype=dtype), checkpoint.tokenizer()
+        spec = {"name": "zero_shot", "templates": templates}
+        method = methods.build(spec, clip, space=space, encoder=encoder, rngs=nnx.Rngs(0))
+        preprocess = Preprocess(clip.config.image.image_size)
+        return cls(method, space, encoder, preprocess, batch_size=batch_size)
+
+    def tag(
+        self, images: Iterable[Source], *, top_k: int | None = None, threshold: float | None = None
+    ) -> list[list[Tag]]:
+        """The labels of each image, highest score first.
+
+        Args:
+            images: paths, encoded bytes, Pillow images or uint8 pixels `[h w 3]`.
+            top_k: keep at most this many labels; None: all.
+            threshold: keep labels with at least this score.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        tagged = []
+        for _, tags in self.stream(images, top_k=top_k, threshold=threshold):
+            if isinstance(tags, UserError):
+                raise tags
+            tagged.append(tags)
+        return tagged
+
+    def stream(
+        self,
+        images: Iterable[T],
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        workers: int = 8,
+    ) -> Iterator[tuple[T, list[Tag] | UserError]]:
+        """Each image with its labels, or with what is wrong with it; in the order given.
+
+        Images are decoded by `workers` threads while the device scores the batch before; memory
+        is bounded whatever the number of images.
+        """
+        _check_choice(top_k, threshold)
+        waiting: tuple[list[tuple[T, np.ndarray | UserError]], Any] | None = None
+        for chunk in _chunks(self._decoded(images, workers), self.batch_size):
+            logits = self._logits([pixels for _, pixels in chunk if _readable(pixels)])
+            if waiting is not None:
+                yield from self._finish(*waiting, top_k, threshold)
+            waiting = chunk, logits
+        if waiting is not None:
+            yield from self._finish(*waiting, top_k, threshold)
+
+    def logits(self, images: Iterable[Source]) -> np.ndarray:
+        """The method's logits, float32 `[b c]`, for images as `tag` takes them."""
+        chunks = _chunks((self.preprocess(image) for image in images), self.batch_size)
+        rows = [np.asarray(self._logits(chunk))[: len(chunk)] for chunk in chunks]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.space)), np.float32)
+
+    def _decoded(
+        self, images: Iterable[T], workers: int
+    ) -> Iterator[tuple[T, np.ndarray | UserError]]:
+        """Images with their pixels, decoded ahead by up to two batches."""
+
+        def read(image: T) -> np.ndarray | UserError:
+            try:
+                return self.preprocess(image)
+            except UserError as error:
+                return error
+            except Exception as error:  # one odd file must not end a run over many
+                return UserError(f"{image}: cannot be read ({type(error).__name__}: {error})")
+
+        remaining = iter(images)
+        ahead: deque[tuple[T, Future]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            try:
+                for image in islice(remaining, 2 * self.batch_size + workers):
+                    ahead.append((image, pool.submit(read, image)))
+                while ahead:
+                    image, future = ahead.popleft()
+                    for upcoming in islice(remaining, 1):
+                        ahead.append((upcoming, pool.submit(read, upcoming)))
+                    yield image, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _logits(self, pixels: Sequence[np.ndarray]) -> Any:
+        """Logits of up to `batch_size` images on the device, `[>=n c]`; None for no image."""
+        if not pixels:
+            return None
+        size = min(self.batch_size, 1 << (len(pixels) - 1).bit_length())
+        batch = np.zeros((size, *pixels[0].shape), np.uint8)
+        batch[: len(pixels)] = pixels
+        return self._predictor.logits(self._state, batch, self._features, self._labels)
+
+    def _finish(
+        self,
+        chunk: Sequence[tuple[T, np.ndarray | UserError]],
+        logits: Any,
+        top_k: int | None,
+        threshold: float | None,
+    ) -> Iterator[tuple[T, list[Tag] | UserError]]:
+        rows = iter(() if logits is None else np.asarray(logits, np.float64))
+        for image, pixels in chunk:
+            if _readable(pixels):
+                yield image, self._tags(next(rows)[: len(self.space)], top_k, threshold)
+            else:
+                yield image, pixels
+
+    def _tags(self, logits: np.ndarray, top_k: int | None, threshold: float | None) -> list[Tag]:
+        """Sorted labels of one image from its logits `[c]`; equal scores keep the labels' order."""
+        order = np.argsort(-logits, kind="stable")[:top_k]
+        if self.score_kind == "sigmoid":
+            scores = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
+        else:
+            shares = np.exp(logits - logits.max())
+            scores = shares / shares.sum()
+        scores = scores.round(6)  # before the threshold, which then agrees with what is printed
+        tags = []
+        for label in order:
+            if threshold is not None and scores[label] < threshold:
+                break
+            tag: Tag = {"label": self.space.names[label], "score": float(scores[label])}
+            if self.score_kind == "softmax":
+                tag["cosine"] = round(float(logits[label]) / self._scale, 6)
+            tags.append(tag)
+        return tags
+
+
+def _readable(pixels: np.ndarray | UserError) -> bool:
+    return not isinstance(pixels, UserError)
+
+
+def _check_choice(top_k: int | None, threshold: float | None) -> None:
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k must be at least 1, not {top_k}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"the threshold is compared with scores between 0 and 1; got {threshold}")
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

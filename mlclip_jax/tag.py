@@ -1,0 +1,190 @@
+"""Tag images from the command line: one JSON line for each, in order.
+
+    python -m mlclip_jax.tag photos/ --workdir=runs/mine
+    python -m mlclip_jax.tag a.jpg b.png --clip=ViT-B/32 --labels=my_labels.txt --top_k=3
+
+Exit codes: 0 all images tagged; 1 some could not be read (their lines say "error"); 2 nothing could
+be done, with the reason on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlclip_jax.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from mlclip_jax.serving.tagger import Tagger
+
+#: What counts as an image inside a folder, whatever the case of its letters.
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".dib"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+    }
+)
+
+
+def find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
+    """The image files that arguments name, and how many files in folders are none.
+
+    A file is taken whatever its name; a folder gives the files below it that have a suffix of
+    `IMAGE_SUFFIXES`, sorted by path, hidden ones left out. Links to folders are not followed.
+
+    Raises:
+        UserError: an argument does not exist, or the folders hold no image.
+    """
+    found: list[Path] = []
+    others = 0
+    for path in paths:
+        if path.is_dir():
+            files = [
+                Path(folder, name)
+                for folder, folders, names in os.walk(path)
+                if _forget_hidden(folders)
+                for name in names
+                if not name.startswith(".")
+            ]
+            images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            others += len(files) - len(images)
+            found += sorted(images, key=lambda file: file.parts)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"there is no file or folder {path}; check the path")
+    if not found:
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no image files in {', '.join(map(str, paths))} (looked for {known})")
+    return found, others
+
+
+def _forget_hidden(folders: list[str]) -> bool:
+    """Keeps `os.walk` out of hidden folders; always true."""
+    folders[:] = [folder for folder in folders if not folder.startswith(".")]
+    return True
+
+
+def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mlclip tag",
+        description="Tag images with a trained method (--workdir) or zero-shot (--clip and "
+        "--labels). Writes a JSON object a line for each image, in order.",
+        epilog="Scores of a trained method are sigmoids, each label for itself. Zero-shot scores "
+        "are shares of a softmax over the given labels: they rank, and add up to 1; 'cosine' is "
+        "the similarity itself.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--workdir", type=Path, help="folder of a training run")
+    parser.add_argument(
+        "--checkpoint", choices=("latest", "best"), help="which of the run (default: best)"
+    )
+    parser.add_argument("--clip", help="zero-shot: name of a CLIP, folder, or hub id")
+    parser.add_argument("--labels", type=Path, help="text file with one label a line")
+    parser.add_argument(
+        "--template",
+        action="append",
+        help='zero-shot prompt such as "a photo of a {}."; repeatable',
+    )
+    parser.add_argument("--output", type=Path, help="file to write instead of stdout")
+    parser.add_argument("--top_k", type=int, help="labels for each image (default: 5)")
+    parser.add_argument("--threshold", type=float, help="least score, instead of or with --top_k")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=8, help="threads that decode images")
+    options = parser.parse_args(args)
+    if (options.workdir is None) == (options.clip is None):
+        parser.error("give either --workdir or --clip")
+    if options.clip is not None and options.labels is None:
+        parser.error("--clip needs --labels, a text file with one label a line")
+    if options.workdir is not None and options.template:
+        parser.error("--template belongs to --clip; a trained method has its own prompts")
+    if options.clip is not None and options.checkpoint:
+        parser.error("--checkpoint belongs to --workdir")
+    if options.workers < 1:
+        parser.error("--workers must be at least 1")
+    return options
+
+
+def _tagger(options: argparse.Namespace) -> Tagger:
+    from mlclip_jax.labels.space import LabelSpace
+
+    space = None if options.labels is None else LabelSpace.from_file(options.labels)
+    from mlclip_jax.serving.tagger import DEFAULT_TEMPLATE, Tagger
+
+    if options.clip is not None:
+        return Tagger.from_clip(
+            options.clip,
+            space,
+            templates=options.template or DEFAULT_TEMPLATE,
+            batch_size=options.batch_size,
+        )
+    return Tagger.from_workdir(
+        options.workdir,
+        labels=space,
+        checkpoint=options.checkpoint or "best",
+        batch_size=options.batch_size,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tag everything; the exit code."""
+    files, others = find_images(options.images)
+    if others:
+        print(f"passing over {others} files that are no images by their suffix", file=sys.stderr)
+    if options.output is not None and not options.output.parent.is_dir():
+        raise UserError(f"there is no folder {options.output.parent} to write --output into")
+    tagger = _tagger(options)
+    top_k = 5 if options.top_k is None and options.threshold is None else options.top_k
+    results = tagger.stream(
+        files, top_k=top_k, threshold=options.threshold, workers=options.workers
+    )
+    to_file = options.output is not None
+    if sys.stderr.isatty() and (to_file or not sys.stdout.isatty()):
+        from tqdm import tqdm
+
+        results = tqdm(results, total=len(files), unit="image", file=sys.stderr)
+    start, failed = time.perf_counter(), []
+    with options.output.open("w", encoding="utf-8") if to_file else nullcontext(sys.stdout) as out:
+        for file, tags in results:
+            line: dict[str, object] = {"file": str(file)}
+            if isinstance(tags, UserError):
+                if len(files) == 1:
+                    raise tags
+                failed.append(tags)
+                line["error"] = str(tags)
+            else:
+                line["labels"] = tags
+            print(_json(line), file=out, flush=not to_file)
+    rate = len(files) / (time.perf_counter() - start)
+    summary = f"tagged {len(files) - len(failed)} of {len(files)} images ({rate:.1f} images/s)"
+    print(f"{summary}; {tagger.score_kind} scores", file=sys.stderr)
+    for error in failed:
+        print(f"failed: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _json(line: dict[str, object]) -> str:
+    """One line of JSON, readable in any script; file names that are no UTF-8 are escaped."""
+    text = json.dumps(line, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(line)
+    return text
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command with its arguments (default: those of the process); the exit code."""
+    options = _arguments(args)
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
