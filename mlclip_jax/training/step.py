@@ -85,7 +85,12 @@ def take_apart(method: nnx.Module) -> Parts:
 def forward(
     method: nnx.Module, batch: Batch, labels: Any, progress: Progress
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The four steps of every method in training: (loss, metrics)."""
+    """The four steps of every method in training: (loss, metrics).
+
+    Targets gain columns of zeros for the classes that only pad the label inputs.
+    """
+    padding = labels.mask.shape[0] - batch.targets.shape[1]
+    batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
     features = method.encode_images(batch.images, train=True)
     label_features = method.encode_labels(labels, image_features=features, train=True)
     logits = method.logits(features, label_features, labels)

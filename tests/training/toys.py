@@ -1,0 +1,107 @@
+"""Small stand-ins for the trainer's tests: a CLIP of a few thousand values and its methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mlclip_jax.clip import CLIP, CLIPConfig, ImageFeatures, TextConfig, ViTConfig
+from mlclip_jax.clip.resnet import BatchNorm, Conv
+from mlclip_jax.labels.space import LabelSpace, Taxonomy
+from mlclip_jax.methods.base import Batch, path_string
+from mlclip_jax.methods.coop import CoOp
+from mlclip_jax.methods.zero_shot import ZeroShot, ZeroShotConfig
+
+TEXT = TextConfig(vocab_size=64, context_length=16, width=16, layers=1, heads=2, mlp_width=32)
+VIT = CLIPConfig(
+    embed_dim=16,
+    image=ViTConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
+    text=TEXT,
+)
+SPACE = LabelSpace(
+    names=("red", "green", "blue", "one", "two", "three"),
+    taxonomy=Taxonomy(group_names=("colour", "number"), group_of=(0, 0, 0, 1, 1, 1)),
+    name="toys",
+)
+
+
+class Letters:
+    """A tokenizer of one id per letter."""
+
+    sot, eot, context_length, vocab_size = 62, 63, 16, 64
+
+    def encode(self, text):
+        return [1 + (ord(letter) % 60) for letter in text if letter.isalnum()][:8]
+
+
+def clip(seed=0):
+    return CLIP(VIT, rngs=nnx.Rngs(seed))
+
+
+def batch(size=8, *, image_size=16, classes=len(SPACE), seed=0):
+    rng = np.random.default_rng(seed)
+    return Batch(
+        images=rng.integers(0, 256, (size, image_size, image_size, 3), dtype=np.uint8),
+        targets=rng.integers(-1, 2, (size, classes)).astype(np.int8),
+        index=np.arange(size, dtype=np.int32),
+        mask=np.ones(size, bool),
+    )
+
+
+class SmallTower(nnx.Module):
+    """One convolution, BatchNorm and a projection in place of an image tower: quick to compile."""
+
+    def __init__(self, rngs):
+        self.conv = Conv(3, 8, 3, stride=2, rngs=rngs)
+        self.bn = BatchNorm(8)
+        self.projection = nnx.Param(nnx.initializers.normal(0.5)(rngs.params(), (8, 16)))
+
+
+@dataclass(frozen=True)
+class TowerConfig(ZeroShotConfig):
+    """part: prefix of the paths that train, beside the bias; train_bn: BatchNorm's mode."""
+
+    logit_scale: float | None = 4.0
+    part: str = "clip/image/"
+    train_bn: bool = False
+
+
+class Tower(ZeroShot):
+    """Labels are means of token embeddings; a part of a small image tower trains."""
+
+    Config = TowerConfig
+
+    def __init__(self, config, clip, *, space, encoder, rngs):
+        super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
+        if not isinstance(clip.image, SmallTower):
+            clip.image = SmallTower(nnx.Rngs(0))
+        self.bias = nnx.Param(jnp.zeros(()))
+
+    def encode_images(self, images, *, train=False):
+        tower, pixels = self.clip.image, self.clip.normalize(images)
+        x = jnp.tanh(tower.bn(tower.conv(pixels), train=train and self.config.train_bn))
+        return ImageFeatures(x.mean((1, 2)) @ tower.projection[...], None)
+
+    def encode_labels(self, labels, *, image_features=None, train=False):
+        table = self.clip.text.token_embedding[...]  # [v w], and w == d here
+        return table[jnp.maximum(labels.prompts[0].own, 0)].mean(1)
+
+    def logits(self, image_features, label_features, labels):
+        return super().logits(image_features, label_features, labels) + self.bias[...]
+
+    def trainable(self, path, variable):
+        name = path_string(path)
+        return isinstance(variable, nnx.Param) and name.startswith((self.config.part, "bias"))
+
+
+METHODS = {"tower": Tower, "coop": CoOp}
+
+
+def method(name="tower", **fields):
+    """A toy method with its label inputs for eight devices."""
+    cls = METHODS[name]
+    built = cls(cls.Config(**fields), clip(), space=SPACE, encoder=Letters(), rngs=nnx.Rngs(1))
+    return built, built.label_inputs(SPACE, Letters(), multiple_of=8)
