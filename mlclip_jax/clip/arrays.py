@@ -116,18 +116,7 @@ def fill(
     Raises:
         UserError: names or shapes differ; lists every difference.
     """
-    rows, expected = {}, {}
-    for path, leaf in _leaves(_abstract(stored, dtype)):
-        found = row_of(layout, path)
-        if found is None:
-            raise UserError(
-                f"{source}: the {layout} layout has no place for {path}; "
-                "Hugging Face's CLIP has ViT towers only"
-            )
-        rows[path] = found
-        names, transform = found
-        parts = transform.save(np.broadcast_to(np.float32(0), leaf.shape))
-        expected |= {name: part.shape for name, part in zip(names, parts, strict=True)}
+    expected = expected_shapes(stored, layout)
     _check(expected, arrays.shapes, source)
 
     model = _abstract(wanted, dtype)
@@ -135,12 +124,27 @@ def fill(
     flat = []
     for path, variable in nnx.to_flat_state(state):
         key = _join(path)
-        names, transform = rows[key]
+        names, transform = row_of(layout, key)
         value = transform.load([np.asarray(arrays.read(name), np.float32) for name in names])
         if key in ("image/position_embedding", "image/attention_pool/position_embedding"):
             value = interpolate_positions(value, (wanted.image.grid, wanted.image.grid))
         flat.append((path, variable.replace(jnp.asarray(value, jnp.float32))))
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def expected_shapes(config: CLIPConfig, layout: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every array that a file of a layout must hold for a CLIP.
+
+    Raises:
+        UserError: the layout has no place for a part of the model.
+    """
+    shapes = {}
+    for path, leaf in _leaves(_abstract(config, jnp.float32)):
+        names, transform = row_of(layout, path)
+        # A view of one number in the leaf's shape: transforms run without memory.
+        parts = transform.save(np.broadcast_to(np.float32(0), leaf.shape))
+        shapes |= {name: part.shape for name, part in zip(names, parts, strict=True)}
+    return shapes
 
 
 def _abstract(config: CLIPConfig, dtype: DTypeLike) -> CLIP:
@@ -189,10 +193,7 @@ def to_state_dict(clip: CLIP, layout: str) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for path, leaf in _leaves(clip):
-        found = row_of(layout, path)
-        if found is None:
-            raise UserError(f"the {layout} layout has no place for {path}")
-        names, transform = found
+        names, transform = row_of(layout, path)
         parts = transform.save(np.asarray(leaf, np.float32))
         tensors |= {n: np.array(a, order="C") for n, a in zip(names, parts, strict=True)}
     return tensors

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlclip_jax.errors import UserError
+
 Arrays = Sequence[np.ndarray]
 
 
@@ -210,13 +212,22 @@ def detect_layout(names: Iterable[str]) -> str | None:
     return None
 
 
-def row_of(layout: str, path: str) -> tuple[tuple[str, ...], Transform] | None:
-    """File names and transform of the leaf at `path` in a layout; None where it has no place."""
+def row_of(layout: str, path: str) -> tuple[tuple[str, ...], Transform]:
+    """File names and transform of the leaf at `path` in a layout.
+
+    Raises:
+        UserError: the layout has no place for it.
+    """
     found = [
         (names, row.transform)
         for row in LAYOUTS[layout]
         if (names := row.names_at(path)) is not None
     ]
+    if not found:
+        raise UserError(
+            f"the {layout} layout has no place for {path}: Hugging Face's CLIP has ViT towers "
+            "only, OpenAI's names have both"
+        )
     if len(found) > 1:
         raise ValueError(f"two rows of the {layout} table match {path}")
-    return found[0] if found else None
+    return found[0]
