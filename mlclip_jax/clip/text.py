@@ -89,7 +89,7 @@ class TextTower(nnx.Module):
             learned = context[slot]
         else:
             learned = jnp.take_along_axis(context, slot[..., None], axis=-2)
-        return jnp.where((ids < 0)[..., None], learned.astype(words.dtype), words)
+        return jnp.where((ids < 0)[..., None], learned, words)
 
     def hidden_states(self, embeddings: Array) -> Array:
         """Final states at every position, after the last norm: [c t w] -> [c t w]."""
