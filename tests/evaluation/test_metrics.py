@@ -110,6 +110,20 @@ def test_mean_over_no_class_is_nan():
     assert metrics.mean_average_precision(empty, empty="zero") == 0.0
 
 
+@pytest.mark.parametrize("distinct", [True, False])
+def test_best_threshold_by_trying_all(distinct):
+    scores, targets = random_problem(6, distinct=distinct)
+
+    def f1(threshold):
+        return metrics.precision_recall_f1(scores > threshold, targets)["OF1"]
+
+    best = metrics.best_f1_threshold(scores, targets)
+    everything = [f1(value - 0.5) for value in np.unique(scores)]
+    assert f1(best) == pytest.approx(max(everything), abs=1e-12)
+    with pytest.raises(ValueError, match="no class has a positive"):
+        metrics.best_f1_threshold(scores, -np.ones_like(targets))
+
+
 def gather(scores, targets, index, parts):
     states = []
     for rows in parts:
