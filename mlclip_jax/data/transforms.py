@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mlclip_jax.errors import UserError
 
@@ -170,5 +170,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _damaged(name: str, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is in no known image format"
+    else:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{name}: cannot be read as an image ({reason}); replace or remove it")
