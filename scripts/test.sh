@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sets up .venv with the test dependencies and runs the tests.
+#
+#   ./scripts/test.sh                 the default suite: everything but "slow" and "parity"
+#   ./scripts/test.sh --all           every marker
+#   ./scripts/test.sh ARGS...         further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/env.sh
+
+if [ "${1:-}" = "--all" ]; then
+  shift
+  prepare_environment dev tensorboard parity
+  set -- -m "" "$@"
+else
+  prepare_environment dev tensorboard
+  set -- -m "not slow and not parity" "$@"
+fi
+ruff check .
+ruff format --check .
+exec python -m pytest --numprocesses="${TEST_PROCESSES:-2}" "$@"
