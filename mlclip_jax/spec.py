@@ -1,4 +1,4 @@
-"""`name(key=value)`: how a config names a function and its settings in one string."""
+"""Settings written as text: `name(key=value)` in a config, `file.py:key=value` at its launch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from mlclip_jax.errors import UserError
@@ -71,3 +72,36 @@ def bind_call(
         if key not in parameters:
             raise unknown(f"argument of {what} {name!r}:", key, parameters)
     return functools.partial(table[name], **keywords)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
+    """The variant argument of a config file as typed values.
+
+    Args:
+        arg: `"setup=largeloss,tiny"`: a bare word is a switch turned on; values take the type
+            of their default.
+        **defaults: every argument the file knows, with its default.
+
+    Raises:
+        UserError: an argument that the file does not know, or a value of another type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, has_value, text = item.partition("=")
+        if key not in defaults:
+            raise unknown("config argument", key, defaults)
+        kind = type(defaults[key])
+        value = True if not has_value else text if kind is str else _literal(text)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"config argument {item!r}: {key} takes a {kind.__name__}")
+        values[key] = value
+    return SimpleNamespace(**values)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
