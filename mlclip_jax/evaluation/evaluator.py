@@ -1,18 +1,19 @@
 """Scoring a split with a method: labels encoded once, then batches of images.
 
-Works on plain pytrees of arrays, as the training step does: the caller says once how leaves make a
-method and passes, for each evaluation, the leaves to use (raw or averaged weights and BatchNorm
+Works on pure dictionaries of arrays, as the training step does: the caller passes the graph
+definition once and, for each evaluation, the leaves to use (raw or averaged weights and BatchNorm
 statistics).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -22,7 +23,7 @@ from mlclip_jax.evaluation.metrics import (
     mean_average_precision,
 )
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method
+from mlclip_jax.methods.base import LabelInputs
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,30 @@ class EvalResult:
 
 
 class Predictor(NamedTuple):
-    """The two jitted halves of prediction; `state` is a pytree of the method's leaves.
+    """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
 
     encode_labels(state, labels) -> label features;
     logits(state, images uint8 `[b h w 3]`, label features, labels) -> float32 `[b c]`.
     """
 
-    encode_labels: Callable[[Any, LabelInputs], Any]
-    logits: Callable[[Any, Array, Any, LabelInputs], Array]
+    encode_labels: Callable[[Sequence[Any], LabelInputs], Any]
+    logits: Callable[[Sequence[Any], Array, Any, LabelInputs], Array]
 
 
-def predict_fn(merge: Callable[[Any], Method], mesh: Mesh | None = None) -> Predictor:
+def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
     """The prediction functions of a method; make them once, they keep what they compiled.
 
     Args:
-        merge: the method from a pytree of its leaves (`nnx.merge` with its graph definition);
-            traced, so that any leaves of the same shapes can be passed later.
+        graphdef: of a method split as `nnx.split(method, *filters)`; `state` holds the pure
+            dictionaries of these filters in the same order (one, where there was no filter).
         mesh: gathers the label features on every device of it; None: single device.
     """
 
-    def encode_labels(state: Any, labels: LabelInputs) -> Any:
-        return merge(state).encode_labels(labels)
+    def encode_labels(state: Sequence[Any], labels: LabelInputs) -> Any:
+        return nnx.merge(graphdef, *state).encode_labels(labels)
 
-    def logits(state: Any, images: Array, features: Any, labels: LabelInputs) -> Array:
-        method = merge(state)
+    def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
+        method = nnx.merge(graphdef, *state)
         return method.logits(method.encode_images(images), features, labels)
 
     if mesh is None:
@@ -80,7 +81,7 @@ def predict_fn(merge: Callable[[Any], Method], mesh: Mesh | None = None) -> Pred
 
 def evaluate(
     predictor: Predictor,
-    state: Any,
+    state: Sequence[Any],
     labels: LabelInputs,
     batches: Iterable[Mapping[str, np.ndarray]],
     space: LabelSpace,
@@ -93,8 +94,8 @@ def evaluate(
 
     Args:
         predictor: from `predict_fn`, with the same `mesh`.
-        state: the method's leaves as `predict_fn`'s `merge` takes them; pass the averaged ones for
-            EMA weights.
+        state: the method's leaves as pure dictionaries, see `predict_fn`; pass the averaged ones
+            for EMA weights.
         labels: the method's inputs for `space`; classes may be padded beyond `len(space)`, and
             placed so that every device encodes a share of them.
         batches: host batches with "images" uint8 `[b h w 3]`, "targets" `[b c]`, "index" `[b]` and

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Steps and the values there.
+Series = tuple[list[float], list[float]]
+
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, GREY, PALE = "#222222", "#9A9A9A", "#E4E4E4"
 SERIES = (GREY, BLUE, ORANGE, GREEN, PURPLE)
@@ -242,8 +245,8 @@ def _flow(
 
 
 def training_curves(
-    losses: tuple[Sequence[float], Sequence[float]],
-    scores: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    losses: Series,
+    scores: Mapping[str, Series],
     path: Path,
     *,
     baseline: tuple[str, float] | None = None,

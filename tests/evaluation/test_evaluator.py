@@ -73,7 +73,7 @@ def run(method, split, data, size=8, mesh=None, order=None, multiple_of=1):
     labels = method.label_inputs(SPACE, Letters(), multiple_of=multiple_of)
     if mesh is not None:
         labels = shard_labels(labels, mesh)
-    predictor = evaluator.predict_fn(lambda state: nnx.merge(graphdef, *state), mesh)
+    predictor = evaluator.predict_fn(graphdef, mesh)
     return evaluator.evaluate(
         predictor, state, labels, batches(data, size, order), SPACE, mesh=mesh
     )
@@ -119,7 +119,7 @@ def test_metrics_by_group_and_subset(method, split, data):
 def test_other_weights_give_other_scores_without_compiling_again(method, split, data):
     graphdef, (trainable, frozen) = split
     labels = method.label_inputs(SPACE, Letters())
-    predictor = evaluator.predict_fn(lambda state: nnx.merge(graphdef, *state))
+    predictor = evaluator.predict_fn(graphdef)
     other = jax.tree.map(lambda x: 30 * x[..., ::-1], trainable)
     raw = evaluator.evaluate(predictor, (trainable, frozen), labels, batches(data, 8), SPACE)
     compiled = predictor.logits._cache_size()

@@ -1,0 +1,153 @@
+"""A report on evaluations: tables for the terminal and a folder with Markdown and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlclip_jax.evaluation import plots
+from mlclip_jax.evaluation.evaluator import EvalResult
+from mlclip_jax.evaluation.metrics import best_f1_threshold
+from mlclip_jax.labels.space import LabelSpace
+
+_MOST_EXAMPLES = 15
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def percent(fraction: float) -> str:
+    """ "87.4"; a dash where there is no figure."""
+    return "–" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def headline(results: Mapping[str, EvalResult]) -> Table:
+    """Header and rows of the table of metrics in per cent, a column for each named result."""
+    first = next(iter(results.values()))
+    rows = [
+        [name, *(percent(result.metrics[name]) for result in results.values())]
+        for name in first.metrics
+    ]
+    return ["metric, %", *results], rows
+
+
+def class_table(space: LabelSpace, results: Mapping[str, EvalResult]) -> Table:
+    """Header and rows of average precision by class, with the number of positive images."""
+    positives = (next(iter(results.values())).targets > 0).sum(axis=0)
+    rows = [
+        [name, str(positives[label]), *(percent(r.per_class_ap[label]) for r in results.values())]
+        for label, name in enumerate(space.names)
+    ]
+    return ["class", "positives", *(f"AP {name}, %" for name in results)], rows
+
+
+def plain(table: Table) -> str:
+    """A table for the terminal: first column left, the others right."""
+    header, rows = table
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w)
+                          for i, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
+        return "  ".join([first, *others]).rstrip()
+
+    return "\n".join([text(header), "-" * len(text(header)), *map(text, rows)])
+
+
+def markdown(table: Table) -> str:
+    """The same as Markdown; bars inside cells are escaped."""
+    header, rows = table
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [header, rule, *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )
+
+
+def training_series(
+    history: Sequence[Mapping[str, Any]],
+) -> tuple[plots.Series, dict[str, plots.Series]]:
+    """(loss, mAP by split and weights) over the steps, from the rows of a run's metrics.jsonl."""
+    losses: plots.Series = ([], [])
+    curves: dict[str, plots.Series] = {}
+    for row in history:
+        if row["split"] == "train":
+            series, value = losses, row.get("loss")
+        else:
+            weights = "EMA" if row.get("weights") == "ema" else "raw"
+            series = curves.setdefault(f"{row['split']}, {weights}", ([], []))
+            value = row.get("mAP")
+        series[0].append(row["step"])
+        series[1].append(np.nan if value is None else value)
+    return losses, curves
+
+
+def write_report(
+    folder: Path,
+    space: LabelSpace,
+    results: Mapping[str, EvalResult],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    image: Callable[[int], np.ndarray] | None = None,
+    validation: EvalResult | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `report.md` and its pictures.
+
+    Args:
+        folder: made where missing.
+        space: the labels.
+        results: evaluations of one split by name, the baseline first, the one that matters last.
+        title: heading of the page.
+        notes: paragraphs below it (which split, weights, checkpoint).
+        image: uint8 `[h w 3]` of an index of the results, for the grid of examples.
+        validation: evaluation of the last result's weights on other images; the threshold that
+            decides which labels the grid shows is chosen there.
+        history: rows of the training run's metrics.jsonl, for the curves.
+
+    Returns:
+        The page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last_name, last = list(results.items())[-1]
+    page = [f"# {title}", *notes, markdown(headline(results))]
+    plots.per_class_bars(
+        space,
+        {name: result.per_class_ap for name, result in results.items()},
+        folder / "per_class.png",
+    )
+    page += ["## Average precision by class", "![Bars of average precision](per_class.png)"]
+    if image is not None and (last.targets > 0).any():
+        chosen_on = last if validation is None else validation
+        threshold = best_f1_threshold(chosen_on.scores, chosen_on.targets)
+        rows = np.unique(np.linspace(0, len(last.index) - 1, _MOST_EXAMPLES).round().astype(int))
+        plots.example_grid(
+            space,
+            [image(int(last.index[row])) for row in rows],
+            last.targets[rows],
+            last.scores[rows] > threshold,
+            folder / "examples.png",
+        )
+        where = "these very images, which flatters" if validation is None else "validation images"
+        page += [
+            "## Examples",
+            f"Images spread evenly over the split, labelled by {last_name}: a label is given where "
+            f"its logit exceeds {threshold:.3g}, the threshold of the highest overall F1 on "
+            f"{where}.",
+            "![Images with correct, missed and wrong labels](examples.png)",
+        ]
+    if history:
+        losses, curves = training_series(history)
+        baseline = None
+        if len(results) > 1:
+            name, first = next(iter(results.items()))
+            baseline = name, first.metrics["mAP"]
+        plots.training_curves(losses, curves, folder / "training.png", baseline=baseline)
+        page += ["## Training", "![Loss and mAP over the steps](training.png)"]
+    page += ["## All classes", markdown(class_table(space, results))]
+    path = folder / "report.md"
+    path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+    return path
