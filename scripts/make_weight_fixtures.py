@@ -191,6 +191,11 @@ def open_clip(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
     return model, *inputs(64 if resnet else 32, VOCAB - 1, seed=6)
 
 
+def pooled(output: Any) -> torch.Tensor:
+    """The feature of transformers' get_*_features: 4.57 returns it bare, 5 in an output object."""
+    return getattr(output, "pooler_output", output)
+
+
 def features(model: Any, images: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
     """What the PyTorch model (either library's) makes of images and ids."""
     import torch
@@ -199,8 +204,8 @@ def features(model: Any, images: np.ndarray, ids: np.ndarray) -> dict[str, np.nd
     tokens = torch.from_numpy(ids.astype(np.int64))
     with torch.no_grad():
         if hasattr(model, "get_image_features"):
-            image = model.get_image_features(pixel_values=pixels)
-            text = model.get_text_features(input_ids=tokens)
+            image = pooled(model.get_image_features(pixel_values=pixels))
+            text = pooled(model.get_text_features(input_ids=tokens))
         else:
             image, text = model.encode_image(pixels), model.encode_text(tokens)
     return {"images": images, "ids": ids, "image": image.numpy(), "text": text.numpy()}
