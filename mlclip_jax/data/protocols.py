@@ -29,6 +29,10 @@ import numpy as np
 from mlclip_jax.errors import UserError
 
 
+# Keeps the draws here apart from those of a data set made from the same small seed.
+_STREAM = 0x1AB315
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of a selection of a data set.
@@ -296,6 +300,6 @@ def apply(
         raise ValueError(f"targets must be int8 [n c], not {targets.dtype} {list(targets.shape)}")
     labels = Labels(targets, np.arange(len(targets), dtype=np.int64))
     for place, view in enumerate(parse(views) if isinstance(views, str) else views):
-        own = [seed, place] if view.seed is None else [view.seed]
+        own = [_STREAM, seed, place] if view.seed is None else [_STREAM, view.seed]
         labels = view(labels, np.random.default_rng(own), subsets or {})
     return labels
