@@ -28,7 +28,6 @@ import numpy as np
 
 from mlclip_jax.errors import UserError
 
-
 # Keeps the draws here apart from those of a data set made from the same small seed.
 _STREAM = 0x1AB315
 
