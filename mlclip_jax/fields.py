@@ -61,7 +61,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any] | None, where: str = "
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         )
         if required and name not in values:
-            raise UserError(f"config key '{_join(where, name)}' is missing: {cls.__name__} needs it")
+            key = _join(where, name)
+            raise UserError(f"config key '{key}' is missing: {cls.__name__} needs it")
     hints = typing.get_type_hints(cls)
     kwargs = {
         name: _convert(value, hints[name], _join(where, name)) for name, value in values.items()

@@ -226,7 +226,9 @@ def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> 
     optim = from_mapping(OptimConfig, merged["optim"], f"{prefix}optim")
     default_name = "train" if not override else f"stage{index + 1}"
     stage = from_mapping(
-        StageConfig, {**merged, "optim": asdict(optim), "name": override.get("name", default_name)}, where
+        StageConfig,
+        {**merged, "optim": asdict(optim), "name": override.get("name", default_name)},
+        where,
     )
     _positive(f"{prefix}batch_size", stage.batch_size)
     if stage.ema_decay is not None and not 0.0 <= stage.ema_decay < 1.0:

@@ -21,7 +21,9 @@ DATA_AXIS = "data"
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis over `devices` (default: all of them)."""
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh(
+        (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -45,7 +47,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, where: str = "batch_size") -> 
         below = batch_size - batch_size % devices
         sizes = " or ".join(str(size) for size in (below, below + devices) if size)
         raise UserError(
-            f"config key '{where}': {batch_size} does not divide over {devices} devices: use {sizes}"
+            f"config key '{where}': {batch_size} does not divide over {devices} devices: "
+            f"use {sizes}"
         )
 
 

@@ -41,17 +41,18 @@ def learning_rate_groups(
       UserError: a pattern that decides for no leaf (a typing error, or hidden by an earlier one),
         or one that is no regular expression.
     """
-    assigned = {path: ("base", 1.0) for path in paths}
+    assigned = dict.fromkeys(paths, ("base", 1.0))
     free = set(paths)
     for pattern, multiplier in groups:
         try:
             hits = {path for path in free if re.search(pattern, path)}
         except re.error as error:
-            raise UserError(f"optim.groups: {pattern!r} is no regular expression ({error})") from None
+            problem = f"optim.groups: {pattern!r} is no regular expression ({error})"
+            raise UserError(problem) from None
         if not hits:
             raise UserError(
                 f"optim.groups: {pattern!r} matches no trainable parameter that an earlier pattern "
-                f"left; trainable: {', '.join(sorted(paths)[:8])}{', ...' if len(paths) > 8 else ''}"
+                f"left; trainable: {', '.join(sorted(paths)[:8])}{', ...' * (len(paths) > 8)}"
             )
         assigned.update(dict.fromkeys(hits, (pattern, multiplier)))
         free -= hits
@@ -78,16 +79,16 @@ def scale_by_cycled_adam(beta1: Schedule, beta2: float, eps: float) -> optax.Gra
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, grads)
         correct1, correct2 = 1 - b1**count, 1 - beta2**count
-        updates = jax.tree.map(
-            lambda m, v: (m / correct1) / (jnp.sqrt(v / correct2) + eps), mu, nu
-        )
+        updates = jax.tree.map(lambda m, v: (m / correct1) / (jnp.sqrt(v / correct2) + eps), mu, nu)
         return updates, CycledAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_rate(schedule: Schedule, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    """Minus the learning rate of each leaf: schedule(count) times plateau scale times multiplier."""
+def scale_by_rate(
+    schedule: Schedule, multipliers: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Times minus the rate of each leaf: schedule(count) * plateau's scale * multiplier."""
 
     def init(params: optax.Params) -> RateState:
         del params
@@ -159,7 +160,9 @@ def make_optimizer(
 
 def update_average(average: Any, values: Any, decay: float) -> Any:
     """Exponential moving average: decay * average + (1 - decay) * values, leaf by leaf."""
-    return jax.tree.map(lambda a, v: (decay * a + (1.0 - decay) * v).astype(a.dtype), average, values)
+    return jax.tree.map(
+        lambda a, v: (decay * a + (1.0 - decay) * v).astype(a.dtype), average, values
+    )
 
 
 def _is_rate(node: Any) -> bool:

@@ -50,6 +50,10 @@ class Parts:
     frozen: Leaves
     moving: Leaves
 
+    def merge(self, leaves: Mapping[str, Any]) -> nnx.Module:
+        """The method with these values, one for every path."""
+        return nnx.merge(self.graphdef, nest(leaves, self.paths))
+
 
 def nest(leaves: Mapping[str, Any], paths: Mapping[str, tuple]) -> dict:
     """The nested dictionary that `nnx.merge` takes, from flat leaves."""
@@ -106,10 +110,11 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
     moved: list[str] = []
 
     def trace(leaves: Leaves, batch: Batch, labels: Any) -> jax.Array:
-        method = nnx.merge(parts.graphdef, nest(leaves, parts.paths))
+        method = parts.merge(leaves)
         zero = jnp.zeros((), jnp.int32)
         loss, _ = forward(method, batch, labels, Progress(step=zero, epoch=zero))
-        moved.extend(name for name, value in _statistics(method).items() if value is not leaves[name])
+        after = _statistics(method)
+        moved.extend(name for name, value in after.items() if value is not leaves[name])
         return loss
 
     shape = jax.eval_shape(trace, {**parts.frozen, **parts.trainable}, batch, labels)
@@ -189,7 +194,7 @@ def make_train_step(
 
         def loss_of(trainable: Leaves) -> tuple[jax.Array, tuple[dict, Leaves]]:
             leaves = {**frozen, **state["batch_stats"], **trainable}
-            method = nnx.merge(parts.graphdef, nest(leaves, parts.paths))
+            method = parts.merge(leaves)
             loss, aux = forward(method, batch, labels, progress)
             statistics = _statistics(method)
             return loss, (aux, {name: statistics[name] for name in parts.moving})

@@ -168,7 +168,13 @@ def test_optimizer_trajectory(golden, name):
 
 def test_average_decays_of_hspnet(golden):
     # decay = 0.82 ** (1 / steps per epoch), the numbers of steps that the release has.
-    for name, steps in (("coco", 641), ("nus", 931), ("voc", 45), ("cub_bs96", 63), ("cub_bs128", 47)):
+    for name, steps in (
+        ("coco", 641),
+        ("nus", 931),
+        ("voc", 45),
+        ("cub_bs96", 63),
+        ("cub_bs128", 47),
+    ):
         assert abs(0.82 ** (1 / steps) - golden[f"ema/decay_{name}"]) < 1e-12
 
 

@@ -169,10 +169,10 @@ def test_finite_flag():
 def test_padding_of_batch_and_classes_does_not_count():
     batch = toys.batch(8)
     masked = replace(batch, mask=np.arange(8) < 4)
-    noisy = replace(masked, targets=np.where(masked.mask[:, None], batch.targets, 1).astype(np.int8))
-    assert run(batch=masked)[2]["loss"] == (
-        run(batch=noisy)[2]["loss"]
+    noisy = replace(
+        masked, targets=np.where(masked.mask[:, None], batch.targets, 1).astype(np.int8)
     )
+    assert run(batch=masked)[2]["loss"] == (run(batch=noisy)[2]["loss"])
 
 
 def test_nest_restores_the_paths_of_nnx():

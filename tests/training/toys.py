@@ -6,14 +6,20 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from mlclip_jax import methods
 from mlclip_jax.clip import CLIP, CLIPConfig, ImageFeatures, TextConfig, ViTConfig
 from mlclip_jax.clip.resnet import BatchNorm, Conv
+from mlclip_jax.data import registry
+from mlclip_jax.data.registry import DataConfig, DataSplits
 from mlclip_jax.labels.space import LabelSpace, Taxonomy
 from mlclip_jax.methods.base import Batch, path_string
 from mlclip_jax.methods.coop import CoOp
 from mlclip_jax.methods.zero_shot import ZeroShot, ZeroShotConfig
+from mlclip_jax.training import build, loop
+from mlclip_jax.training.build import Backbone
 
 TEXT = TextConfig(vocab_size=64, context_length=16, width=16, layers=1, heads=2, mlp_width=32)
 VIT = CLIPConfig(
@@ -41,11 +47,11 @@ def clip(seed=0):
     return CLIP(VIT, rngs=nnx.Rngs(seed))
 
 
-def batch(size=8, *, image_size=16, classes=len(SPACE), seed=0):
+def batch(size=8, *, seed=0):
     rng = np.random.default_rng(seed)
     return Batch(
-        images=rng.integers(0, 256, (size, image_size, image_size, 3), dtype=np.uint8),
-        targets=rng.integers(-1, 2, (size, classes)).astype(np.int8),
+        images=rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+        targets=rng.integers(-1, 2, (size, len(SPACE))).astype(np.int8),
         index=np.arange(size, dtype=np.int32),
         mask=np.ones(size, bool),
     )
@@ -97,7 +103,7 @@ class Tower(ZeroShot):
         return isinstance(variable, nnx.Param) and name.startswith((self.config.part, "bias"))
 
 
-METHODS = {"tower": Tower, "coop": CoOp}
+METHODS = {"tower": Tower, "coop": CoOp, "zero_shot": ZeroShot}
 
 
 def method(name="tower", **fields):
@@ -105,3 +111,63 @@ def method(name="tower", **fields):
     cls = METHODS[name]
     built = cls(cls.Config(**fields), clip(), space=SPACE, encoder=Letters(), rngs=nnx.Rngs(1))
     return built, built.label_inputs(SPACE, Letters(), multiple_of=8)
+
+
+class Blocks:
+    """A source of random images whose colours decide their labels."""
+
+    def __init__(self, size, seed=0):
+        self.size, self.seed = size, seed
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng((self.seed, i))
+        targets = np.where(rng.random(len(SPACE)) < 0.5, 1, -1).astype(np.int8)
+        image = rng.integers(0, 60, (16, 16, 3))
+        image[..., :] += 150 * (targets[:3] > 0)
+        return {"image": image.astype(np.uint8), "targets": targets, "index": i}
+
+
+@dataclass(frozen=True)
+class BlocksConfig(DataConfig):
+    """Number of examples."""
+
+    num_train: int = 40
+    num_eval: int = 12
+
+
+def load_blocks(config, image_size, splits):
+    assert image_size == 16
+    evals = {split: Blocks(config.num_eval, seed=1 + k) for k, split in enumerate(splits)}
+    return DataSplits(Blocks(config.num_train), evals, SPACE, config)
+
+
+def config(**fields):
+    """A small run: 5 steps an epoch, two epochs."""
+    base = {
+        "backbone": {"name": "toy"},
+        "method": {"name": "tower"},
+        "data": {"name": "blocks"},
+        "batch_size": 8,
+        "duration": "2 epochs",
+        "optim": {"name": "adam", "learning_rate": 0.01, "weight_decay": 1e-3},
+        "eval": {"batch_size": 6, "splits": ("validation",)},
+        "log_every": "2 steps",
+        "compilation_cache": False,
+    }
+    return {**base, **fields}
+
+
+@pytest.fixture
+def toy_world(monkeypatch):
+    """Makes the toy backbone, methods and data known to the trainer."""
+
+    def load_backbone(config, *, seed=0):
+        return Backbone(clip(), Letters(), f"digest-of-{config.name}")
+
+    for module in (loop, build):
+        monkeypatch.setattr(module, "load_backbone", load_backbone)
+    monkeypatch.setattr(methods, "load", METHODS.__getitem__)
+    monkeypatch.setitem(registry._DATASETS, "blocks", (BlocksConfig, load_blocks, lambda: SPACE))

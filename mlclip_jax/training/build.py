@@ -1,0 +1,356 @@
+"""From a configuration to what a stage runs: backbone, method, optimizer and step.
+
+The same functions build a run with weights (`training.loop`), a trained method for evaluation and
+serving (`load_trained`), and a dry run of a full-size configuration without any (`abstract_step`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mlclip_jax import methods
+from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
+from mlclip_jax.clip import weights as clip_weights
+from mlclip_jax.clip.tokenizer import Tokenizer
+from mlclip_jax.data import registry
+from mlclip_jax.errors import UserError
+from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.methods.base import Batch, LabelInputs, Method
+from mlclip_jax.spec import unknown
+from mlclip_jax.training.checkpoint import restore_model
+from mlclip_jax.training.config import (
+    BackboneConfig,
+    StageConfig,
+    TrainConfig,
+    parse_config,
+    steps_per_epoch,
+    to_steps,
+)
+from mlclip_jax.training.mesh import check_batch_size, make_mesh, replicated, split_over_data
+from mlclip_jax.training.optim import make_optimizer
+from mlclip_jax.training.schedules import Schedule
+from mlclip_jax.training.step import (
+    Leaves,
+    Parts,
+    find_moving,
+    init_state,
+    make_train_step,
+    take_apart,
+)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A CLIP with its tokenizer; `digest` names the very weights."""
+
+    clip: CLIP
+    tokenizer: Tokenizer
+    digest: str
+
+
+def preset(config: BackboneConfig) -> CLIPConfig:
+    """The sizes of the preset that `config` names, at its image size.
+
+    Raises:
+      UserError: no such preset.
+    """
+    if config.name not in PRESETS:
+        raise unknown("backbone preset", config.name, PRESETS)
+    sizes = PRESETS[config.name]
+    return sizes if config.image_size is None else sizes.at(config.image_size)
+
+
+def packaged_tokenizer(context_length: int) -> Tokenizer:
+    """The small vocabulary that ships with the package, for backbones without weights."""
+    return Tokenizer.from_folder(clip_weights.PRETRAINED / "clip-mini", context_length)
+
+
+def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
+    """The CLIP that a configuration names.
+
+    Args:
+      config: which CLIP; with `weights="random"` a preset with fresh values and the packaged
+        vocabulary.
+      seed: of random weights.
+
+    Raises:
+      UserError: it is not found or does not fit.
+    """
+    dtype = jnp.dtype(config.dtype)
+    if config.weights == "random":
+        sizes = preset(config)
+        clip = CLIP(sizes, dtype=dtype, rngs=nnx.Rngs(seed))
+        return Backbone(clip, packaged_tokenizer(sizes.text.context_length), f"random-{seed}")
+    found = clip_weights.resolve(config.name, revision=config.revision)
+    clip = found.load(dtype=dtype, image_size=config.image_size)
+    return Backbone(clip, found.tokenizer(), found.digest())
+
+
+def build_method(stage: StageConfig, backbone: Backbone, space: LabelSpace, *, seed: int) -> Method:
+    """The method of a stage with its own parameters at their starting values."""
+    return methods.build(
+        stage.method, backbone.clip, space=space, encoder=backbone.tokenizer, rngs=nnx.Rngs(seed)
+    )
+
+
+def with_leaves(parts: Parts, leaves: Mapping[str, Any], *, strict: bool = True) -> Parts:
+    """`parts` with the values of `leaves` put in by path.
+
+    Args:
+      parts: a method taken apart.
+      leaves: values by path.
+      strict: every leaf has to fit; otherwise those that do not (a method of another stage had
+        them) are passed over.
+
+    Raises:
+      UserError: a leaf has no place or another shape.
+    """
+    current = {**parts.trainable, **parts.frozen, **parts.moving}
+    fitting = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if path in current and tuple(current[path].shape) == tuple(leaf.shape)
+    }
+    if strict and len(fitting) < len(leaves):
+        wrong = ", ".join(sorted(leaves.keys() - fitting.keys()))
+        raise UserError(f"the checkpoint's leaves do not fit the method: {wrong}")
+
+    def filled(old: Leaves) -> Leaves:
+        return {path: fitting.get(path, leaf) for path, leaf in old.items()}
+
+    return replace(
+        parts,
+        trainable=filled(parts.trainable),
+        frozen=filled(parts.frozen),
+        moving=filled(parts.moving),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage ready to run.
+
+    Attributes:
+      parts: the method taken apart, with starting values.
+      optimizer, schedule: of the stage.
+      step: the jitted training step.
+      steps: length of the stage.
+      epoch_steps: steps in an epoch.
+      first_step: global step at which the stage starts.
+    """
+
+    parts: Parts
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    step: Callable[..., Any]
+    steps: int
+    epoch_steps: int
+    first_step: int
+
+
+def batch_shape(batch_size: int, image_size: int, classes: int, mesh: Mesh) -> Batch:
+    """Shapes of a batch on the devices."""
+
+    def leaf(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_over_data(mesh))
+
+    return Batch(
+        images=leaf((batch_size, image_size, image_size, 3), jnp.uint8),
+        targets=leaf((batch_size, classes), jnp.int8),
+        index=leaf((batch_size,), jnp.int32),
+        mask=leaf((batch_size,), jnp.bool_),
+    )
+
+
+def plan_stage(
+    stage: StageConfig,
+    method: Method,
+    labels: LabelInputs,
+    *,
+    classes: int,
+    mesh: Mesh,
+    num_examples: int,
+    first_step: int = 0,
+    augment_flip: bool = False,
+) -> Plan:
+    """Optimizer and step of a stage; `method` may be abstract (from `nnx.eval_shape`).
+
+    Args:
+      stage: its configuration.
+      method: built for the stage.
+      labels: the method's label inputs, classes padded to the mesh.
+      classes: labels in the data, without padding.
+      mesh: devices.
+      num_examples: training examples.
+      first_step: global step at which the stage starts.
+      augment_flip: mirror images at random.
+
+    Raises:
+      UserError: the batch does not divide, nothing trains, or a learning-rate group is idle.
+    """
+    check_batch_size(stage.batch_size, mesh)
+    sizes = {"batch_size": stage.batch_size, "num_examples": num_examples}
+    epoch = steps_per_epoch(**sizes)
+    steps = to_steps(stage.duration, **sizes)
+    layout = stage.optim.schedule_duration or stage.duration
+    batch = batch_shape(stage.batch_size, method.clip.config.image.image_size, classes, mesh)
+    parts = find_moving(take_apart(method), batch, labels)
+    if steps and not parts.trainable:
+        raise UserError(
+            f"stage '{stage.name}': nothing trains in method '{stage.method['name']}'; "
+            "give it duration='0 steps' to evaluate it only"
+        )
+    optimizer, schedule = make_optimizer(
+        stage.optim,
+        parts.trainable,
+        total_steps=to_steps(layout, **sizes),
+        warmup_steps=to_steps(stage.optim.warmup, **sizes),
+        steps_per_epoch=epoch,
+    )
+    step = make_train_step(
+        parts,
+        optimizer,
+        schedule,
+        mesh=mesh,
+        ema_decay=stage.ema_decay,
+        steps_per_epoch=epoch,
+        first_step=first_step,
+        augment_flip=augment_flip,
+    )
+    return Plan(parts, optimizer, schedule, step, steps, epoch, first_step)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method as evaluation and serving take it.
+
+    Attributes:
+      method: with its trained values.
+      space: labels it was trained for.
+      tokenizer: of its backbone.
+      config: of the run.
+      meta: description in the checkpoint; "weights" says which were taken.
+      step: of the checkpoint.
+    """
+
+    method: Method
+    space: LabelSpace
+    tokenizer: Tokenizer
+    config: TrainConfig
+    meta: Mapping[str, Any]
+    step: int
+
+
+def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> None:
+    """Raises unless `backbone` holds the weights that a checkpoint was trained on.
+
+    Raises:
+      UserError: the digests differ.
+    """
+    if meta["backbone"]["digest"] != backbone.digest:
+        raise UserError(
+            f"the checkpoint was trained on other weights of '{name}' (SHA-256 "
+            f"{meta['backbone']['digest'][:12]}..., found {backbone.digest[:12]}...): put back the "
+            "weights of that time, or train anew in another workdir"
+        )
+
+
+def load_trained(workdir: str | Path, *, which: str = "best", weights: str = "auto") -> Trained:
+    """The trained method in a working directory.
+
+    Args:
+      workdir: of the run.
+      which: "best" or "latest" checkpoint.
+      weights: "raw", "ema", or "auto" (averaged where there are any).
+
+    Raises:
+      UserError: no checkpoint, or the backbone has other weights now.
+    """
+    restored = restore_model(workdir, which=which, weights=weights)
+    config = parse_config(restored.meta["config"])
+    space = LabelSpace.from_json(restored.meta["label_space"])
+    backbone = load_backbone(config.backbone, seed=config.seed)
+    check_backbone(restored.meta, backbone, config.backbone.name)
+    stage = config.stages[restored.meta["stage"]]
+    parts = take_apart(build_method(stage, backbone, space, seed=config.seed))
+    parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
+    method = parts.merge({**parts.trainable, **parts.frozen})
+    return Trained(method, space, backbone.tokenizer, config, restored.meta, restored.step)
+
+
+def abstract_step(
+    config: TrainConfig | Mapping[str, Any], *, mesh: Mesh | None = None
+) -> list[tuple[Plan, tuple[Any, ...], Any]]:
+    """A dry run of every stage at full size: shapes only, no weights, no data.
+
+    It traces the very function that the trainer jits, optimizer and shardings included. The
+    packaged vocabulary stands in for the backbone's own, which changes prompt lengths a little.
+
+    Args:
+      config: of the run; the backbone is the preset it names.
+      mesh: devices to lay it out for.
+
+    Returns:
+      For each stage (plan, arguments of the step, outputs of the step), all as shapes;
+      `plan.step.lower(*arguments)` compiles it ahead of time.
+    """
+    config = config if isinstance(config, TrainConfig) else parse_config(config)
+    mesh = make_mesh() if mesh is None else mesh
+    sizes = preset(config.backbone)
+    tokenizer = packaged_tokenizer(sizes.text.context_length)
+    space = registry.label_space(config.data)
+    results = []
+    for stage in config.stages:
+        labels = None
+
+        def build(stage: StageConfig = stage) -> Method:
+            nonlocal labels
+            clip = CLIP(sizes, dtype=jnp.dtype(config.backbone.dtype), rngs=nnx.Rngs(0))
+            method = build_method(stage, Backbone(clip, tokenizer, ""), space, seed=0)
+            labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
+            return method
+
+        method = nnx.eval_shape(build)
+        plan = plan_stage(stage, method, labels, classes=len(space), mesh=mesh, num_examples=10**6)
+        state = jax.eval_shape(
+            lambda parts=plan.parts, plan=plan, stage=stage: init_state(
+                parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None
+            )
+        )
+        arguments = (
+            _placed(state, mesh),
+            _placed(plan.parts.frozen, mesh),
+            batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh),
+            _placed_labels(labels, mesh),
+        )
+        results.append((plan, arguments, jax.eval_shape(plan.step, *arguments)))
+    return results
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    """Shapes replicated over the mesh."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
+    )
+
+
+def _placed_labels(labels: LabelInputs, mesh: Mesh) -> LabelInputs:
+    """Shapes of label inputs laid out as `mesh.shard_labels` lays them out."""
+    classes = labels.mask.shape[0]
+
+    def place(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        by_class = leaf.ndim > 0 and leaf.shape[0] == classes
+        sharding = split_over_data(mesh) if by_class else replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, labels)

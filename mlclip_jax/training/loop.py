@@ -1,0 +1,198 @@
+"""Training: everything from a configuration to checkpoints and metrics, in execution order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mlclip_jax.data import registry
+from mlclip_jax.errors import UserError
+from mlclip_jax.training.build import (
+    build_method,
+    check_backbone,
+    load_backbone,
+    plan_stage,
+    with_leaves,
+)
+from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
+from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
+from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
+from mlclip_jax.training.stage import Interval, Run, StageRun
+from mlclip_jax.training.step import all_leaves, init_state
+from mlclip_jax.training.table import parameter_table
+from mlclip_jax.training.writers import MetricWriter
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      workdir: directory of the run.
+      step: global step reached.
+      metrics: last evaluation: metrics by split, then "raw" and "ema".
+    """
+
+    workdir: Path
+    step: int
+    metrics: dict[str, dict[str, dict[str, float]]]
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX is told another place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "mlclip_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def fit(
+    config: TrainConfig | Mapping[str, Any],
+    workdir: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Trains what `config` says in `workdir`, continuing from its latest checkpoint.
+
+    An interrupted run that is started again gives the same weights and metrics, bit for bit, as
+    one that was not interrupted.
+
+    Args:
+      config: a config dictionary or its parsed form.
+      workdir: gets checkpoints, `metrics.jsonl` and TensorBoard files.
+      mesh: devices to train on; None takes all.
+      quiet: print nothing.
+
+    Raises:
+      UserError: the configuration, the data or the checkpoint cannot be used, or the loss is no
+        longer finite.
+    """
+    config = config if isinstance(config, TrainConfig) else parse_config(config)
+    workdir = Path(workdir)
+    main = jax.process_index() == 0
+    quiet = quiet or not main
+
+    # ---- Devices -----------------------------------------------------------------------------
+    if config.compilation_cache:
+        use_compilation_cache()
+    mesh = make_mesh() if mesh is None else mesh
+
+    # ---- Backbone and data -------------------------------------------------------------------
+    backbone = load_backbone(config.backbone, seed=config.seed)
+    data = registry.load(
+        config.data,
+        image_size=backbone.clip.config.image.image_size,
+        splits=config.eval.splits,
+    )
+
+    # ---- Checkpoints -------------------------------------------------------------------------
+    workdir.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        steps = checkpoints.steps()
+        meta = checkpoints.meta(steps[-1]) if steps else None
+        if meta is not None:
+            check_backbone(meta, backbone, config.backbone.name)
+            if meta["label_space"] != data.space.to_json():
+                raise UserError(
+                    f"the checkpoint in {workdir} was trained on other labels: use another workdir"
+                )
+            if meta["stage"] >= len(config.stages):
+                raise UserError(
+                    f"the checkpoint in {workdir} is in stage {meta['stage'] + 1} and the "
+                    f"configuration has {len(config.stages)}: use another workdir"
+                )
+            changed = differences(meta["config"], config.source)
+            if changed and not quiet:
+                print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
+        writer = MetricWriter(workdir, step=steps[-1] if steps else 0, enabled=main)
+        run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet)
+
+        # ---- Stages --------------------------------------------------------------------------
+        try:
+            for index, stage in enumerate(config.stages):
+                if meta is None or index >= meta["stage"]:
+                    run_stage(run, index, stage, meta if meta and index == meta["stage"] else None)
+        finally:
+            writer.close()
+        return Result(workdir, run.step, run.metrics)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Dotted keys at which two plain configurations differ; tuples equal lists."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(old.keys() | new.keys())
+        prefix = f"{where}." if where else ""
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}")]
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
+    return [] if old == new else [where]
+
+
+def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None) -> None:
+    """Runs one stage, from the checkpoint that `meta` describes or from its start."""
+    config, mesh, data = run.config, run.mesh, run.data
+
+    # ---- Method, optimizer, step -----------------------------------------------------------------
+    if meta is not None:
+        run.step = meta["step"] - meta["step_in_stage"]
+        run.trained_before = set(meta["trained_before"])
+        run.metrics = meta["metrics"]
+    method = build_method(stage, run.backbone, data.space, seed=config.seed)
+    host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
+    plan = plan_stage(
+        stage,
+        method,
+        host_labels,
+        classes=len(data.space),
+        mesh=mesh,
+        num_examples=len(data.train),
+        first_step=run.step,
+        augment_flip=data.config.augment_flip,
+    )
+    if plan.steps == 0 and len(config.stages) > 1:
+        raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
+    parts = with_leaves(plan.parts, run.leaves, strict=False)
+    state = replicate(
+        init_state(
+            parts,
+            plan.optimizer,
+            seed=config.seed,
+            step=run.step,
+            ema=stage.ema_decay is not None,
+        ),
+        mesh,
+    )
+    frozen = replicate(parts.frozen, mesh)
+    labels = shard_labels(host_labels, mesh)
+
+    # ---- Resume ----------------------------------------------------------------------------------
+    done, interval = 0, Interval()
+    extra = saved_frozen(frozen, run.trained_before)
+    if meta is not None:
+        restored = run.checkpoints.restore_state(meta["step"], state, extra)
+        state, done = restored.state, meta["step_in_stage"]
+        frozen.update({path: restored.leaves[path] for path in extra})
+        interval = Interval(**meta["interval"])
+    run.say(parameter_table(parts, stage.optim.groups))
+    if meta is not None:
+        run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
+
+    # ---- Loop ------------------------------------------------------------------------------------
+    run.step += done
+    live = StageRun(run, index, stage, plan, state, frozen, labels, interval, done)
+    if done < plan.steps:
+        live.train()
+    elif meta is None:
+        live.finish_step()
+    run.leaves = all_leaves(live.state, frozen)
+    changed = {*plan.parts.trainable, *plan.parts.moving}
+    run.trained_before |= {path for path in changed if path.startswith(BACKBONE_PREFIX)}

@@ -1,0 +1,279 @@
+"""One stage of training while it runs: steps, reports, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlclip_jax.data.pipeline import eval_batches, train_batches
+from mlclip_jax.data.registry import DataSplits
+from mlclip_jax.errors import UserError
+from mlclip_jax.evaluation.evaluator import evaluate, predict_fn
+from mlclip_jax.methods.base import Batch
+from mlclip_jax.training.build import Backbone, Plan
+from mlclip_jax.training.checkpoint import Checkpoints, saved_frozen
+from mlclip_jax.training.config import StageConfig, TrainConfig, to_steps
+from mlclip_jax.training.mesh import device_batches
+from mlclip_jax.training.optim import reduce_on_plateau
+from mlclip_jax.training.step import Leaves, State, all_leaves, nest
+from mlclip_jax.training.writers import MetricWriter, ProgressBar
+
+# The host runs at most this many steps ahead of the device. Without a bound, CPU collectives
+# deadlock, and accelerators pile up batches.
+IN_FLIGHT = 2
+# Packages whose versions a checkpoint notes.
+VERSIONED = ("mlclip-jax", "jax", "flax", "optax", "orbax-checkpoint")
+
+
+@dataclass
+class Interval:
+    """Sums of the metrics since the last report; saved, so that a resumed report is the same."""
+
+    count: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """One more step."""
+        self.count += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.count, self.sums = 0, {}
+        return means
+
+
+@dataclass
+class Run:
+    """What the stages of a run share: its pieces, and what one stage leaves to the next.
+
+    Attributes:
+      step: global step.
+      metrics: last evaluation: metrics by split, then "raw" and "ema".
+      leaves: values that earlier stages ended with.
+      trained_before: backbone leaves that earlier stages changed.
+    """
+
+    config: TrainConfig
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    backbone: Backbone
+    data: DataSplits
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    quiet: bool
+    step: int = 0
+    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    leaves: Leaves = field(default_factory=dict)
+    trained_before: set[str] = field(default_factory=set)
+
+    def say(self, text: str) -> None:
+        """Prints unless the run is quiet."""
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def processes() -> dict[str, int]:
+    """This process among all, as the data pipeline takes it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+class StageRun:
+    """A stage while it runs.
+
+    Args:
+      run: what all stages share.
+      index: number of the stage.
+      config: its settings.
+      plan: its method, optimizer and step.
+      state, frozen, labels: on the devices.
+      interval: sums since the last report.
+      done: steps of the stage that are done already.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        index: int,
+        config: StageConfig,
+        plan: Plan,
+        state: State,
+        frozen: Leaves,
+        labels: Any,
+        interval: Interval,
+        done: int,
+    ) -> None:
+        self.run, self.index, self.config, self.plan = run, index, config, plan
+        self.state, self.frozen, self.labels = state, frozen, labels
+        self.interval, self.done = interval, done
+        self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self.progress = ProgressBar(
+            config.name, start=done, total=plan.steps, enabled=not run.quiet
+        )
+        self.clock, self.timed = time.monotonic(), 0
+        self.predictor = predict_fn(plan.parts.graphdef, run.mesh)
+
+    def train(self) -> None:
+        """The remaining steps."""
+        run, plan = self.run, self.plan
+        host_batches = train_batches(
+            run.data.train,
+            self.config.batch_size,
+            seed=run.config.seed + self.index,
+            start_step=self.done,
+            num_workers=run.data.config.num_workers,
+            **processes(),
+        )
+        step = None
+        with closing(host_batches), closing(self.progress):
+            for arrays in device_batches(host_batches, run.mesh):
+                batch = Batch(**arrays)
+                if step is None:
+                    step = self._compile(batch)
+                    self.clock = time.monotonic()
+                self.state, metrics = step(self.state, self.frozen, batch, self.labels)
+                self.done += 1
+                run.step += 1
+                self.progress.step()
+                self.waiting.append((self.done, metrics))
+                while len(self.waiting) > IN_FLIGHT:
+                    self._retire()
+                self.finish_step()
+                if self.done == plan.steps:
+                    break
+
+    def finish_step(self) -> None:
+        """Evaluates and saves where the step that was started last calls for it."""
+        last = self.done == self.plan.steps
+        evaluates = last or self._due(self.run.config.eval.every, "eval.every", self.done)
+        if evaluates or self._due(self.run.config.checkpoint.every, "checkpoint.every", self.done):
+            while self.waiting:
+                self._retire()
+            pause = time.monotonic()
+            scores = self._evaluate() if evaluates else None
+            self._save(scores)
+            self.clock += time.monotonic() - pause
+
+    def _due(self, every: str, where: str, done: int) -> bool:
+        steps = to_steps(
+            every,
+            batch_size=self.config.batch_size,
+            num_examples=len(self.run.data.train),
+            where=where,
+        )
+        return steps > 0 and done % steps == 0
+
+    def _compile(self, batch: Batch) -> Any:
+        """The step compiled ahead of time, and a line about its cost."""
+        begin = time.monotonic()
+        compiled = self.plan.step.lower(self.state, self.frozen, batch, self.labels).compile()
+        seconds = time.monotonic() - begin
+        cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        line = f"compiled the step of stage '{self.config.name}' in {seconds:.1f} s"
+        if "flops" in cost:
+            line += f"; per device {cost['flops'] / 1e9:.3g} GFLOP"
+        if memory is not None:
+            held, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+            line += f", {held / 2**20:.4g} MiB of arguments, {scratch / 2**20:.4g} MiB of scratch"
+        if not self.run.quiet:
+            self.progress.say(line)
+        return compiled
+
+    def _retire(self) -> None:
+        """Waits for the oldest step under way, checks it and reports where a report is due."""
+        done, metrics = self.waiting.popleft()
+        values = {name: np.asarray(value).item() for name, value in metrics.items()}
+        step = self.run.step - self.done + done
+        if not values.pop("finite"):
+            self.run.checkpoints.wait()
+            good = self.run.checkpoints.steps()
+            mend = (
+                f"the last good checkpoint is step {good[-1]} in {self.run.checkpoints.directory}"
+                if good
+                else "there is no checkpoint yet"
+            )
+            raise UserError(
+                f"loss or gradient is not finite at step {step} (loss {values['loss']}, gradient "
+                f"norm {values['grad_norm']}): {mend}; lower optim.learning_rate or set "
+                "optim.clip_norm"
+            )
+        self.interval.add(values)
+        self.timed += 1
+        if self._due(self.run.config.log_every, "log_every", done):
+            now = time.monotonic()
+            speed = self.timed * self.config.batch_size / max(now - self.clock, 1e-9)
+            self.clock, self.timed = now, 0
+            means = self.interval.take()
+            row = self._row(step, done, "train") | means | {"images_per_second": speed}
+            self.run.writer.write(row)
+            self.progress.report(done, loss=means["loss"], images_per_second=speed)
+
+    def _row(self, step: int, done: int, split: str) -> dict[str, Any]:
+        epoch = done / self.plan.epoch_steps
+        return {"step": step, "stage": self.config.name, "epoch": epoch, "split": split}
+
+    def _evaluate(self) -> dict[str, float]:
+        """Scores all splits with raw and averaged weights; the selection metric by weights."""
+        run, settings = self.run, self.run.config.eval
+        run.metrics, selection = {}, {}
+        batch_size = -(-settings.batch_size // run.mesh.size) * run.mesh.size
+        for split, source in run.data.evals.items():
+            run.metrics[split] = {}
+            for weights in ("raw", "ema") if self.state["ema"] else ("raw",):
+                leaves = all_leaves(self.state, self.frozen, ema=weights == "ema")
+                batches = eval_batches(
+                    source, batch_size, num_workers=run.data.config.num_workers, **processes()
+                )
+                tree = nest(leaves, self.plan.parts.paths)
+                found = evaluate(
+                    self.predictor, (tree,), self.labels, batches, run.data.space, mesh=run.mesh
+                )
+                if settings.metric not in found.metrics:
+                    known = ", ".join(sorted(found.metrics))
+                    raise UserError(f"eval.metric '{settings.metric}' does not exist: {known}")
+                run.metrics[split][weights] = found.metrics
+                row = self._row(run.step, self.done, split) | {"weights": weights}
+                per_class = {"per_class_ap": found.per_class_ap.tolist()}
+                run.writer.write(row | found.metrics | per_class)
+                self.progress.say(
+                    f"step {run.step} {split} ({weights}): "
+                    f"{settings.metric} {100 * found.metrics[settings.metric]:.2f}"
+                )
+                if split == settings.splits[0]:
+                    selection[weights] = found.metrics[settings.metric]
+        if self.config.optim.schedule == "plateau":
+            self.state["opt_state"] = reduce_on_plateau(
+                self.state["opt_state"], selection["raw"], self.config.optim
+            )
+        return selection
+
+    def _save(self, scores: Mapping[str, float] | None) -> None:
+        """A checkpoint of the present step."""
+        run = self.run
+        meta = {
+            "step": run.step,
+            "stage": self.index,
+            "stage_name": self.config.name,
+            "step_in_stage": self.done,
+            "interval": {"count": self.interval.count, "sums": self.interval.sums},
+            "trained_before": sorted(run.trained_before),
+            "ema": self.config.ema_decay is not None,
+            "metrics": run.metrics,
+            "config": run.config.source,
+            "label_space": run.data.space.to_json(),
+            "backbone": {"name": run.config.backbone.name, "digest": run.backbone.digest},
+            "versions": {name: metadata.version(name) for name in VERSIONED},
+        }
+        extra = saved_frozen(self.frozen, run.trained_before)
+        run.checkpoints.save(run.step, self.state, extra, meta, scores)

@@ -1,0 +1,271 @@
+"""Whole runs: resuming bit for bit, stages, the guard, what checkpoints hold."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import toys
+from toys import toy_world  # noqa: F401  (a fixture)
+
+from mlclip_jax.errors import UserError
+from mlclip_jax.training import stage as stage_module
+from mlclip_jax.training.build import load_trained
+from mlclip_jax.training.checkpoint import Checkpoints, restore_model
+from mlclip_jax.training.loop import differences, fit
+from mlclip_jax.training.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("toy_world")
+
+TWO_STAGES = (
+    {"name": "bias", "method": {"part": "none"}, "duration": "3 steps"},
+    {"name": "tower", "optim": {"schedule": "onecycle"}, "duration": "8 steps", "ema_decay": 0.5},
+)
+
+
+def one_device():
+    return make_mesh(jax.devices()[:1])
+
+
+def run(workdir, config=None, *, stop_at=None, mesh=None):
+    """Trains; `stop_at` interrupts before the batch of that number, counted over the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if stop_at is not None:
+            original, served = stage_module.train_batches, [0]
+
+            def interrupted(*args, **kwargs):
+                for batch in original(*args, **kwargs):
+                    # One batch is always under way ahead of the step.
+                    if served[0] > stop_at:
+                        raise KeyboardInterrupt
+                    served[0] += 1
+                    yield batch
+
+            patch.setattr(stage_module, "train_batches", interrupted)
+        return fit(config or toys.config(), workdir, mesh=mesh or one_device(), quiet=True)
+
+
+def rows(workdir):
+    """Metric rows without what the clock decides."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    timed = ("images_per_second",)
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def arrays(workdir, step=None):
+    """All arrays of the latest checkpoint."""
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.steps()[-1] if step is None else step
+        shapes = checkpoints._tree(step)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        restore = ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy)
+        tree = checkpoints._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        np.testing.assert_array_equal(value, right[path], err_msg=path)
+
+
+def test_run_learns_and_reports(tmp_path):
+    result = run(tmp_path, toys.config(duration="12 epochs", ema_decay=0.9))
+    table = rows(tmp_path)
+    losses = [row["loss"] for row in table if row["split"] == "train"]
+    assert len(losses) == 30 and losses[-1] < 0.9 * losses[0]
+    assert result.step == 60 and result.metrics["validation"].keys() == {"raw", "ema"}
+    assert [r["step"] for r in table if r["split"] == "train"] == list(range(2, 61, 2))
+    evaluations = [r for r in table if r["split"] == "validation"]
+    assert [r["step"] for r in evaluations] == [s for s in range(5, 61, 5) for _ in range(2)]
+    last = evaluations[-1]
+    assert last["weights"] == "ema" and last["mAP"] == result.metrics["validation"]["ema"]["mAP"]
+    assert len(last["per_class_ap"]) == 6 and {"mAP/colour", "mAP/number"} <= last.keys()
+    assert set(table[0]) >= {"loss", "grad_norm", "learning_rate", "epoch", "stage", "step"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "stop_at"),
+    [
+        pytest.param({}, 8, id="plain"),
+        pytest.param(
+            {"method": {"name": "tower", "train_bn": True}, "ema_decay": 0.9, "log_every": "3 steps"},
+            7,
+            id="average-and-batch-norm",
+        ),
+        pytest.param(
+            {"stages": TWO_STAGES, "eval": {"every": "2 steps", "splits": ("test",)}},
+            8,
+            id="second-stage",
+        ),
+        pytest.param(
+            {
+                "optim": {"schedule": "plateau", "plateau_patience": 0, "learning_rate": 1e-3},
+                "eval": {"every": "2 steps"},
+                "data": {"name": "blocks", "augment_flip": True},
+            },
+            7,
+            id="plateau-and-flip",
+        ),
+    ],
+)
+def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at):
+    config = toys.config(**fields)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = run(whole, config)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, config, stop_at=stop_at)
+    with Checkpoints(broken) as checkpoints:
+        reached = checkpoints.steps()[-1]
+    assert 0 < reached < stop_at
+    result = run(broken, config)
+    assert result.step == expected.step and result.metrics == expected.metrics
+    assert rows(broken) == rows(whole)
+    assert_same(arrays(broken), arrays(whole))
+
+
+def test_finished_run_is_left_as_it_is(tmp_path):
+    first = run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = run(tmp_path)
+    assert again.step == first.step and again.metrics == first.metrics
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_longer_duration_goes_on(tmp_path, capsys):
+    run(tmp_path)
+    config = toys.config(duration="3 epochs", optim={"schedule": "constant"})
+    assert fit(config, tmp_path, mesh=one_device()).step == 15
+    output = capsys.readouterr().out
+    assert "differs from the checkpoint's in: duration, optim" in output
+    assert "after 10 of 15 steps" in output
+
+
+def test_eight_devices_run_like_one(tmp_path):
+    config = toys.config(method={"name": "tower", "train_bn": True}, duration="3 steps")
+    one, eight = run(tmp_path / "one", config), run(tmp_path / "eight", config, mesh=make_mesh())
+    assert one.step == eight.step == 3
+    left, right = rows(tmp_path / "one")[0], rows(tmp_path / "eight")[0]
+    np.testing.assert_allclose(left["loss"], right["loss"], rtol=1e-5)
+
+
+def test_checkpoint_holds_what_differs_from_the_backbone(tmp_path):
+    run(tmp_path, toys.config(duration="1 steps"))
+    saved = arrays(tmp_path)
+    text = " ".join(saved)
+    assert "clip/image/conv/kernel" in text and "bias" in text
+    assert "clip/text" not in text and "logit_scale" not in text
+    # BatchNorm statistics did not move, so they are the backbone's; nothing was averaged.
+    assert "bn/mean" not in text and "['ema']" not in text
+
+    moving = tmp_path / "moving"
+    run(moving, toys.config(duration="1 steps", method={"name": "tower", "train_bn": True}))
+    assert "['batch_stats']['clip/image/bn/mean']" in arrays(moving)
+
+
+def test_later_stages_keep_what_earlier_ones_trained(tmp_path):
+    stages = (
+        {"name": "one", "method": {"train_bn": True}, "duration": "2 steps"},
+        {"name": "two", "method": {"part": "none"}, "duration": "2 steps"},
+    )
+    run(tmp_path, toys.config(stages=stages, checkpoint={"keep": 9}))
+    first, second = arrays(tmp_path, 2), arrays(tmp_path, 4)
+    for path in ("conv/kernel", "projection", "bn/scale"):
+        trained = first[f"['trainable']['clip/image/{path}']"]
+        np.testing.assert_array_equal(second[f"['frozen']['clip/image/{path}']"], trained)
+    np.testing.assert_array_equal(
+        second["['frozen']['clip/image/bn/mean']"], first["['batch_stats']['clip/image/bn/mean']"]
+    )
+    assert set(k for k in second if "trainable" in k) == {"['trainable']['bias']"}
+    assert [row["stage"] for row in rows(tmp_path)] == ["one", "one", "two", "two"]
+
+
+def test_trained_method_comes_back(tmp_path):
+    result = run(tmp_path, toys.config(ema_decay=0.5, stages=TWO_STAGES))
+    batch = toys.batch()
+    for weights in ("raw", "ema"):
+        trained = load_trained(tmp_path, which="latest", weights=weights)
+        assert trained.step == result.step == 11 and trained.meta["weights"] == weights
+        assert trained.space == toys.SPACE
+        saved = arrays(tmp_path)
+        part = "trainable" if weights == "raw" else "ema"
+        kernel = trained.method.clip.image.conv.kernel[...]
+        np.testing.assert_array_equal(kernel, saved[f"['{part}']['clip/image/conv/kernel']"])
+        features = trained.method.encode_images(batch.images)
+        assert features.pooled.shape == (8, 16)
+    assert load_trained(tmp_path).meta["weights"] == "ema"
+
+
+def test_best_checkpoints_stay(tmp_path):
+    class Scores:
+        """Selection metrics that peak at different steps for raw and averaged weights."""
+
+        metrics = iter([0.9, 0.1, 0.2, 0.8, 0.3, 0.2, 0.4, 0.1])
+
+    original = stage_module.evaluate
+
+    def scripted(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.metrics["mAP"] = next(Scores.metrics)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "evaluate", scripted)
+        config = toys.config(ema_decay=0.5, eval={"every": "2 steps"}, duration="8 steps")
+        config["eval"] |= {"splits": ("validation",)}
+        run(tmp_path, config)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 8]
+    assert restore_model(tmp_path, weights="raw").step == 2
+    assert restore_model(tmp_path, weights="ema").step == 4
+    assert restore_model(tmp_path, which="latest").step == 8
+
+
+def test_guard_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    config = toys.config(
+        duration="40 steps",
+        optim={"name": "sgd", "learning_rate": 1e30, "schedule": "constant", "warmup": "6 steps"},
+        checkpoint={"every": "1 steps"},
+        eval={"every": "0 steps"},
+    )
+    with pytest.raises(UserError, match=r"not finite at step 2 .*last good checkpoint is step 1 in"):
+        run(tmp_path, config)
+    assert restore_model(tmp_path).step == 1
+    with pytest.raises(UserError, match="there is no checkpoint yet"):
+        run(tmp_path / "none", {**config, "checkpoint": {"every": "10 steps"}})
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint in .*: train first with python -m"):
+        load_trained(tmp_path)
+    run(tmp_path, toys.config(duration="1 steps"))
+    with pytest.raises(UserError, match="no averaged weights: the run had no ema_decay"):
+        load_trained(tmp_path, weights="ema")
+
+
+def test_other_backbone_labels_or_shapes_are_refused(tmp_path):
+    run(tmp_path, toys.config(duration="1 steps"))
+    with pytest.raises(UserError, match="trained on other weights of 'other'"):
+        run(tmp_path, toys.config(backbone={"name": "other"}))
+    with pytest.raises(UserError, match=r"does not fit .*missing ema/bias"):
+        run(tmp_path, toys.config(ema_decay=0.9))
+
+
+def test_method_without_parameters_is_only_evaluated(tmp_path):
+    config = toys.config(method={"name": "zero_shot"}, duration="0 steps")
+    result = run(tmp_path, config)
+    assert result.step == 0 and "mAP" in result.metrics["validation"]["raw"]
+    assert load_trained(tmp_path).step == 0
+    with pytest.raises(UserError, match="nothing trains in method 'zero_shot'"):
+        run(tmp_path / "other", {**config, "duration": "1 steps"})
+
+
+def test_differences_are_dotted():
+    old = {"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": 3}
+    new = {"a": 1, "b": {"c": 3, "d": (1, 5)}, "f": 3}
+    assert differences(old, new) == ["b.c", "b.d[1]", "e", "f"]
+    assert differences(new, json.loads(json.dumps(new))) == []
