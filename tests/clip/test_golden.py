@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -105,16 +106,15 @@ def test_logits_and_gradients(case):
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
     @jax.jit
-    @jax.grad
+    @partial(jax.grad, has_aux=True)
     def gradient(params, images, ids, weights):
-        return (_logits(nnx.merge(graph, params, stats), images, ids) * weights).sum()
+        logits = _logits(nnx.merge(graph, params, stats), images, ids)
+        return (logits * weights).sum(), logits
 
-    images, ids = inputs(golden)
-    logits = jax.jit(_logits_of(clip))(images, ids)
+    grads, logits = gradient(params, *inputs(golden), jnp.asarray(golden["in/grad_out_logits"]))
     assert error(logits, golden["out/logits_per_image"]) <= FORWARD
     assert error(logits.T, golden["out/logits_per_text"]) <= FORWARD
 
-    grads = gradient(params, images, ids, jnp.asarray(golden["in/grad_out_logits"]))
     # The gradient has the model's own structure, so the name table translates it too.
     grads = to_state_dict(nnx.merge(graph, grads, stats), "openai")
     checked = [key for key in golden if key.startswith("grad/")]
@@ -125,10 +125,6 @@ def test_logits_and_gradients(case):
             rows = slice(8)
         value = grads[name][rows] if grads[name].ndim else grads[name]
         assert error(value, golden[key]) <= GRADIENT, key
-
-
-def _logits_of(clip: CLIP):
-    return lambda images, ids: _logits(clip, images, ids)
 
 
 @pytest.mark.parametrize("name", ["clip_vit", "clip_vit_mh"])
