@@ -259,7 +259,7 @@ def training_curves(
         path: PNG to write.
         baseline: name and mAP fraction of a level to compare with, drawn as a line.
     """
-    made = figure(9.5, 3.8)
+    made = figure(11.0, 3.8)
     left, right = made.subplots(1, 2)
     steps, values = np.asarray(losses[0]), np.asarray(losses[1], np.float64)
     left.plot(steps, values, color=GREY, linewidth=1, alpha=0.6, label="each log entry")
@@ -277,9 +277,10 @@ def training_curves(
         right.axhline(100 * baseline[1], color=GREY, linewidth=1.5, label=baseline[0])
     right.set_title("mAP, %", color=INK, loc="left")
     if scores or baseline:
-        right.legend(frameon=False, labelcolor=INK, loc="lower right")
+        right.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.01, 0.5))
     for axes in (left, right):
         axes.set_xlabel("step", color=INK)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         tidy(axes)
     save(made, path)
 

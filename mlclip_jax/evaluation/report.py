@@ -18,8 +18,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def percent(fraction: float) -> str:
-    """ "87.4"; a dash where there is no figure."""
-    return "–" if np.isnan(fraction) else f"{100 * fraction:.1f}"
+    """A figure such as "87.4"; a dash where there is no figure."""
+    return "-" if np.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def headline(results: Mapping[str, EvalResult]) -> Table:
@@ -49,9 +49,8 @@ def plain(table: Table) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def text(line: Sequence[str]) -> str:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w)
-                          for i, (cell, w) in enumerate(zip(line, widths, strict=True)))  # fmt: skip
-        return "  ".join([first, *others]).rstrip()
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        return "  ".join([line[0].ljust(widths[0]), *padded[1:]]).rstrip()
 
     return "\n".join([text(header), "-" * len(text(header)), *map(text, rows)])
 
@@ -90,6 +89,7 @@ def write_report(
     results: Mapping[str, EvalResult],
     *,
     title: str,
+    split: str,
     notes: Sequence[str] = (),
     image: Callable[[int], np.ndarray] | None = None,
     validation: EvalResult | None = None,
@@ -102,6 +102,7 @@ def write_report(
         space: the labels.
         results: evaluations of one split by name, the baseline first, the one that matters last.
         title: heading of the page.
+        split: the name of the split that the results are of.
         notes: paragraphs below it (which split, weights, checkpoint).
         image: uint8 `[h w 3]` of an index of the results, for the grid of examples.
         validation: evaluation of the last result's weights on other images; the threshold that
@@ -144,7 +145,7 @@ def write_report(
         baseline = None
         if len(results) > 1:
             name, first = next(iter(results.items()))
-            baseline = name, first.metrics["mAP"]
+            baseline = f"{split}, {name}", first.metrics["mAP"]
         plots.training_curves(losses, curves, folder / "training.png", baseline=baseline)
         page += ["## Training", "![Loss and mAP over the steps](training.png)"]
     page += ["## All classes", markdown(class_table(space, results))]
