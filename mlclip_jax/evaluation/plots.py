@@ -60,15 +60,16 @@ def tidy(axes: Axes, *, grid: str = "y") -> None:
 def per_class_bars(space: LabelSpace, per_class: Mapping[str, np.ndarray], path: Path) -> None:
     """Average precision of every class, one bar for each named result.
 
-    Up to 24 classes stand upright in groups of the taxonomy; more lie and are sorted by the last
-    result; of more than 100 the 50 best and the 50 worst are shown.
+    Up to 24 classes with short names stand upright in groups of the taxonomy; others lie and are
+    sorted by the last result; of more than 100 the 50 best and the 50 worst are shown.
 
     Args:
         space: names (and groups) of the classes.
         per_class: AP fractions `[c]` by name, the baseline first; NaN (no positives) has no bar.
         path: PNG to write.
     """
-    if len(space) <= _MOST_UPRIGHT:
+    short = max(map(len, space.names)) <= 14
+    if short and len(space) <= _MOST_UPRIGHT:
         made = _upright_bars(space, per_class)
     else:
         made = _lying_bars(space, per_class)
@@ -110,12 +111,13 @@ def _lying_bars(space: LabelSpace, per_class: Mapping[str, np.ndarray]) -> Figur
     last = np.asarray(list(per_class.values())[-1])
     order = np.argsort(-np.nan_to_num(last, nan=-1.0), kind="stable")
     note = "sorted by the last result"
+    rows = np.arange(len(order), dtype=np.float64)
     if len(order) > _MOST_CLASSES:
         half = _MOST_CLASSES // 2
         note = f"the {half} best and the {half} worst of {len(order)} classes"
         order = np.concatenate([order[:half], order[-half:]])
-    rows = np.arange(len(order))
-    made = figure(8.0, 1.4 + 0.2 * len(order))
+        rows = np.arange(len(order)) + 2.0 * (np.arange(len(order)) >= half)  # a gap between
+    made = figure(8.0, 1.4 + (rows[-1] + 1) * (0.1 + 0.05 * len(per_class)))
     axes = made.subplots()
     width = 0.82 / len(per_class)
     for number, (name, values) in enumerate(per_class.items()):
@@ -123,7 +125,7 @@ def _lying_bars(space: LabelSpace, per_class: Mapping[str, np.ndarray]) -> Figur
         lengths = 100 * np.nan_to_num(np.asarray(values)[order])
         axes.barh(rows + offset, lengths, width * 0.95, label=name, **_look(number))
     axes.set_yticks(rows, [_shorten(space.names[label], 32) for label in order], fontsize=8)
-    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"average precision, % ({note})", color=INK)
     tidy(axes, grid="x")
@@ -146,7 +148,9 @@ def _legend(made: Figure, per_class: Mapping[str, np.ndarray]) -> None:
 
 
 def _shorten(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """The name, or its beginning and end around an ellipsis."""
+    tail = length // 3
+    return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 # What a chip under a picture says: symbol, fill, edge, text colour, line style.
@@ -286,9 +290,13 @@ def training_curves(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of about a tenth of the run, narrower at the ends."""
+    """Mean of the finite values in a centred window of about a tenth of the run."""
     reach = max(1, len(values) // 20)
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    finite = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    number = np.concatenate([[0], np.cumsum(finite)])
     at = np.arange(len(values))
     first, last = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
-    return (total[last] - total[first]) / (last - first)
+    number = number[last] - number[first]
+    sums = total[last] - total[first]
+    return np.divide(sums, number, out=np.full(len(values), np.nan), where=number > 0)

@@ -67,6 +67,14 @@ def test_series_of_a_run():
     assert curves == {"test, raw": ([10, 20], [0.5, 0.5]), "test, EMA": ([10, 20], [0.5, 0.5])}
 
 
+def test_running_mean():
+    values = np.arange(40.0)
+    values[20] = np.nan
+    smooth = plots._smooth(values)
+    assert smooth[10] == pytest.approx(10) and smooth[0] == pytest.approx(1)
+    assert smooth[20] == pytest.approx(20) and np.isfinite(smooth).all()
+
+
 def test_the_page_names_every_picture(tmp_path):
     space = scenes()
     results = {"zero-shot": result(space, 0, skill=0.2), "coop": result(space, 0)}
