@@ -86,8 +86,15 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", choices=("latest", "best"), help="which of the run (default: best)"
     )
+    parser.add_argument(
+        "--weights", choices=("auto", "raw", "ema"), help="of the run (default: ema where kept)"
+    )
     parser.add_argument("--clip", help="zero-shot: name of a CLIP, folder, or hub id")
-    parser.add_argument("--labels", type=Path, help="text file with one label a line")
+    parser.add_argument(
+        "--labels", type=Path,
+        help="text file with one label a line; with --workdir: other labels than it was trained "
+        "for, where its method allows",
+    )  # fmt: skip
     parser.add_argument(
         "--template",
         action="append",
@@ -105,8 +112,8 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--clip needs --labels, a text file with one label a line")
     if options.workdir is not None and options.template:
         parser.error("--template belongs to --clip; a trained method has its own prompts")
-    if options.clip is not None and options.checkpoint:
-        parser.error("--checkpoint belongs to --workdir")
+    if options.clip is not None and (options.checkpoint or options.weights):
+        parser.error("--checkpoint and --weights belong to --workdir")
     if options.workers < 1:
         parser.error("--workers must be at least 1")
     return options
@@ -117,7 +124,9 @@ def _tagger(options: argparse.Namespace) -> Tagger:
 
     space = None if options.labels is None else LabelSpace.from_file(options.labels)
     from mlclip_jax.serving.tagger import DEFAULT_TEMPLATE, Tagger
+    from mlclip_jax.training.loop import use_compilation_cache
 
+    use_compilation_cache()
     if options.clip is not None:
         return Tagger.from_clip(
             options.clip,
@@ -129,6 +138,7 @@ def _tagger(options: argparse.Namespace) -> Tagger:
         options.workdir,
         labels=space,
         checkpoint=options.checkpoint or "best",
+        weights=options.weights or "auto",
         batch_size=options.batch_size,
     )
 

@@ -37,6 +37,7 @@ from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import Method
 from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
+from mlclip_jax.training.build import load_trained
 
 #: {"label": name, "score": float}, for zero-shot also {"cosine": float}.
 Tag = dict[str, Any]
@@ -75,8 +76,8 @@ class Tagger:
         if isinstance(method, ZeroShot):
             self.score_kind, self._scale = "softmax", float(method.scale())
         graphdef, state = nnx.split(method)
-        self._predictor = predict_fn(lambda leaves: nnx.merge(graphdef, leaves))
-        self._state = jax.device_put(nnx.to_pure_dict(state))
+        self._predictor = predict_fn(graphdef)
+        self._state = (jax.device_put(nnx.to_pure_dict(state)),)
         self._labels = jax.device_put(method.label_inputs(space, encoder))
         self._features = self._predictor.encode_labels(self._state, self._labels)
 
@@ -104,7 +105,7 @@ class Tagger:
         Raises:
             UserError: no such CLIP, or a label or template that makes no prompt.
         """
-        space = labels if isinstance(labels, LabelSpace) else LabelSpace(tuple(labels))
+        space = _space(labels)
         templates = (templates,) if isinstance(templates, str) else tuple(templates)
         checkpoint = weights.resolve(source, revision=revision)
         clip, encoder = checkpoint.load(dtype=dtype), checkpoint.tokenizer()
@@ -112,6 +113,34 @@ class Tagger:
         method = methods.build(spec, clip, space=space, encoder=encoder, rngs=nnx.Rngs(0))
         preprocess = Preprocess(clip.config.image.image_size)
         return cls(method, space, encoder, preprocess, batch_size=batch_size)
+
+    @classmethod
+    def from_workdir(
+        cls,
+        workdir: str | Path,
+        *,
+        labels: LabelSpace | Sequence[str] | None = None,
+        checkpoint: Literal["best", "latest"] = "best",
+        weights: Literal["auto", "raw", "ema"] = "auto",
+        batch_size: int = 32,
+    ) -> Tagger:
+        """A trained method.
+
+        Args:
+            workdir: folder of a training run.
+            labels: other labels than it was trained for, where the method allows (open
+                vocabulary); None: its own.
+            checkpoint: the best by its selection metric, or the latest.
+            weights: raw, averaged, or averaged where the run kept an average.
+            batch_size: most images scored at once.
+
+        Raises:
+            UserError: no checkpoint, or labels the method cannot take.
+        """
+        trained = load_trained(workdir, which=checkpoint, weights=weights)
+        space = trained.space if labels is None else _space(labels)
+        preprocess = Preprocess(trained.method.clip.config.image.image_size)
+        return cls(trained.method, space, trained.tokenizer, preprocess, batch_size=batch_size)
 
     def tag(
         self, images: Iterable[Source], *, top_k: int | None = None, threshold: float | None = None
@@ -230,6 +259,10 @@ class Tagger:
                 tag["cosine"] = round(float(logits[label]) / self._scale, 6)
             tags.append(tag)
         return tags
+
+
+def _space(labels: LabelSpace | Sequence[str]) -> LabelSpace:
+    return labels if isinstance(labels, LabelSpace) else LabelSpace(tuple(labels))
 
 
 def _readable(pixels: np.ndarray | UserError) -> bool:
