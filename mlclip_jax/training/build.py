@@ -24,6 +24,7 @@ from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.data import registry
 from mlclip_jax.errors import UserError
+from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import Batch, LabelInputs, Method
 from mlclip_jax.spec import unknown
@@ -56,6 +57,18 @@ class Backbone:
     clip: CLIP
     tokenizer: Tokenizer
     digest: str
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Checks the settings of methods and data, before weights are fetched or images opened.
+
+    Raises:
+      UserError: unknown method, dataset or setting.
+    """
+    registry.label_space(config.data)
+    for stage in config.stages:
+        fields = {key: value for key, value in stage.method.items() if key != "name"}
+        from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
 
 
 def preset(config: BackboneConfig) -> CLIPConfig:

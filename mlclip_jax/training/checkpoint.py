@@ -211,6 +211,8 @@ class Checkpoints:
             )
         parts = ["frozen", "ema"] if weights == "ema" else ["frozen", "trainable", "batch_stats"]
         wanted = {part: tree[part] for part in parts if tree[part]}
+        if not wanted:
+            return Restored(step, self.meta(step), None, {})
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         restored = self._manager.restore(
             step,

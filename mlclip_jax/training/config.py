@@ -184,6 +184,7 @@ def parse_config(config: Mapping[str, Any]) -> TrainConfig:
             raise UserError(f"config key '{key}.name' is missing: it says which {key} to use")
     base = {key: getattr(root, key) for key in _STAGE_KEYS}
     overrides = root.stages or ({},)
+    _stage(base, {}, 0)  # so that an error in the run's own settings is named as theirs
     stages = tuple(_stage(base, override, index) for index, override in enumerate(overrides))
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):

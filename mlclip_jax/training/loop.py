@@ -16,6 +16,7 @@ from mlclip_jax.errors import UserError
 from mlclip_jax.training.build import (
     build_method,
     check_backbone,
+    check_settings,
     load_backbone,
     plan_stage,
     with_leaves,
@@ -76,6 +77,7 @@ def fit(
         longer finite.
     """
     config = config if isinstance(config, TrainConfig) else parse_config(config)
+    check_settings(config)
     workdir = Path(workdir)
     main = jax.process_index() == 0
     quiet = quiet or not main

@@ -93,7 +93,11 @@ def test_run_learns_and_reports(tmp_path):
     [
         pytest.param({}, 8, id="plain"),
         pytest.param(
-            {"method": {"name": "tower", "train_bn": True}, "ema_decay": 0.9, "log_every": "3 steps"},
+            {
+                "method": {"name": "tower", "train_bn": True},
+                "ema_decay": 0.9,
+                "log_every": "3 steps",
+            },
             7,
             id="average-and-batch-norm",
         ),
@@ -138,10 +142,10 @@ def test_finished_run_is_left_as_it_is(tmp_path):
 
 def test_longer_duration_goes_on(tmp_path, capsys):
     run(tmp_path)
-    config = toys.config(duration="3 epochs", optim={"schedule": "constant"})
+    config = toys.config(duration="3 epochs")
     assert fit(config, tmp_path, mesh=one_device()).step == 15
     output = capsys.readouterr().out
-    assert "differs from the checkpoint's in: duration, optim" in output
+    assert "differs from the checkpoint's in: duration\n" in output
     assert "after 10 of 15 steps" in output
 
 
@@ -180,7 +184,7 @@ def test_later_stages_keep_what_earlier_ones_trained(tmp_path):
     np.testing.assert_array_equal(
         second["['frozen']['clip/image/bn/mean']"], first["['batch_stats']['clip/image/bn/mean']"]
     )
-    assert set(k for k in second if "trainable" in k) == {"['trainable']['bias']"}
+    assert {k for k in second if "trainable" in k} == {"['trainable']['bias']"}
     assert [row["stage"] for row in rows(tmp_path)] == ["one", "one", "two", "two"]
 
 
@@ -232,7 +236,9 @@ def test_guard_names_the_step_and_the_last_good_checkpoint(tmp_path):
         checkpoint={"every": "1 steps"},
         eval={"every": "0 steps"},
     )
-    with pytest.raises(UserError, match=r"not finite at step 2 .*last good checkpoint is step 1 in"):
+    with pytest.raises(
+        UserError, match=r"not finite at step 2 .*last good checkpoint is step 1 in"
+    ):
         run(tmp_path, config)
     assert restore_model(tmp_path).step == 1
     with pytest.raises(UserError, match="there is no checkpoint yet"):
