@@ -12,6 +12,7 @@ from PIL import Image
 
 from mlclip_jax import methods
 from mlclip_jax.clip import weights
+from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.data.transforms import Preprocess
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
@@ -156,3 +157,13 @@ def test_mistakes_are_named(folder, tmp_path):
         Tagger.from_clip(folder, LABELS, templates="a photo")
     with pytest.raises(UserError, match="nowhere"):
         Tagger.from_clip(tmp_path / "nowhere", LABELS)
+
+
+def test_the_packaged_clip_finds_colours():
+    scenes = Scenes("test", 40)
+    colours = scenes.space.select("colours")
+    tagger = Tagger.from_clip("clip-mini", colours)
+    best = [tags[0]["label"] for tags in tagger.tag([scenes.image(i) for i in range(40)], top_k=1)]
+    chosen = [scenes.space.index(name) for name in best]
+    present = scenes.label_matrix()[np.arange(40), chosen] > 0
+    assert present.mean() > 0.8  # a random colour: about 0.33
