@@ -8,3 +8,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAG = "--xla_force_host_platform_device_count=8"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+
+# Tests spend their time compiling: fast compilation, slower code.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
