@@ -43,6 +43,7 @@ from mlclip_jax.training.schedules import Schedule
 from mlclip_jax.training.step import (
     Leaves,
     Parts,
+    State,
     find_moving,
     init_state,
     make_train_step,
@@ -335,11 +336,14 @@ def abstract_step(
 
         method = nnx.eval_shape(build)
         plan = plan_stage(stage, method, labels, classes=len(space), mesh=mesh, num_examples=10**6)
-        state = jax.eval_shape(
-            lambda parts=plan.parts, plan=plan, stage=stage: init_state(
-                parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None
-            )
-        )
+
+        def start(
+            trainable: Leaves, moving: Leaves, plan: Plan = plan, stage: StageConfig = stage
+        ) -> State:
+            parts = replace(plan.parts, trainable=trainable, moving=moving)
+            return init_state(parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None)
+
+        state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
         arguments = (
             _placed(state, mesh),
             _placed(plan.parts.frozen, mesh),

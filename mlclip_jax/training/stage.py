@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mlclip_jax.data.pipeline import eval_batches, train_batches
 from mlclip_jax.data.registry import DataSplits
@@ -193,7 +192,7 @@ class StageRun:
     def _retire(self) -> None:
         """Waits for the oldest step under way, checks it and reports where a report is due."""
         done, metrics = self.waiting.popleft()
-        values = {name: np.asarray(value).item() for name, value in metrics.items()}
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         step = self.run.step - self.done + done
         if not values.pop("finite"):
             self.run.checkpoints.wait()

@@ -136,7 +136,7 @@ def _statistics(method: nnx.Module) -> Leaves:
 def init_state(
     parts: Parts, optimizer: optax.GradientTransformation, *, seed: int, step: int = 0, ema: bool
 ) -> State:
-    """The state before the first step of a stage; works on arrays and under `jax.eval_shape`.
+    """The state before the first step of a stage.
 
     Args:
       parts: the method taken apart; its trained leaves are copied, because the step donates them.
@@ -145,13 +145,12 @@ def init_state(
       step: global step at which the stage starts.
       ema: keep a moving average of trained parameters and moving statistics.
     """
-    copy = lambda leaves: {name: jnp.copy(leaf) for name, leaf in leaves.items()}  # noqa: E731
     return {
         "step": jnp.asarray(step, jnp.int32),
-        "trainable": copy(parts.trainable),
+        "trainable": jax.tree.map(jnp.copy, parts.trainable),
         "opt_state": optimizer.init(parts.trainable),
-        "batch_stats": copy(parts.moving),
-        "ema": copy({**parts.trainable, **parts.moving}) if ema else {},
+        "batch_stats": jax.tree.map(jnp.copy, parts.moving),
+        "ema": jax.tree.map(jnp.copy, {**parts.trainable, **parts.moving}) if ema else {},
         "key": jax.random.key_data(jax.random.key(seed)),
     }
 

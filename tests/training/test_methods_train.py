@@ -1,0 +1,98 @@
+"""Every method on Scenes with the packaged CLIP: no dead parameters, and a run of two steps."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlclip_jax import methods
+from mlclip_jax.data import registry
+from mlclip_jax.data.pipeline import train_batches
+from mlclip_jax.methods.base import Batch, Progress
+from mlclip_jax.training.build import abstract_step, build_method, load_backbone, load_trained
+from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.loop import fit
+from mlclip_jax.training.mesh import make_mesh
+from mlclip_jax.training.step import forward, take_apart
+
+# Settings that add parameters, beside each method's defaults.
+VARIANTS = {
+    "coop": (
+        {"class_specific": True, "ctx_init": "a photo of a"},
+        {"logit_bias": True, "class_position": "middle", "n_ctx": 4},
+        {"train_image_encoder": True},
+    ),
+}
+CASES = [
+    pytest.param({"name": name, **fields}, id="-".join([name, *fields]))
+    for name in methods.names()
+    for fields in ({}, *VARIANTS.get(name, ()))
+]
+
+
+def run_config(method, **fields):
+    data = {"name": "scenes", "num_train": 16, "num_validation": 8, "num_test": 8}
+    base = {"method": method, "data": data, "batch_size": 8, "compilation_cache": False}
+    return {**base, **fields}
+
+
+@pytest.fixture(scope="module")
+def world():
+    config = parse_config(run_config({"name": "zero_shot"}))
+    backbone = load_backbone(config.backbone)
+    data = registry.load(config.data, image_size=64, splits=())
+    return backbone, data, Batch(**next(train_batches(data.train, 8, seed=0)))
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_every_trained_parameter_gets_a_gradient(world, method):
+    backbone, data, batch = world
+    (stage,) = parse_config(run_config(method)).stages
+    built = build_method(stage, backbone, data.space, seed=0)
+    labels = built.label_inputs(data.space, backbone.tokenizer, multiple_of=8)
+    parts = take_apart(built)
+    progress = Progress(step=jnp.zeros((), jnp.int32), epoch=jnp.zeros((), jnp.int32))
+
+    def loss(trainable):
+        return forward(parts.merge({**parts.frozen, **trainable}), batch, labels, progress)[0]
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(parts.trainable)
+    assert np.isfinite(value)
+    dead = [path for path, grad in grads.items() if not np.any(grad)]
+    assert not dead
+    assert bool(grads) == (method["name"] != "zero_shot")
+    assert not any(path.startswith("clip/text/") for path in grads)
+
+
+def test_two_steps_and_back(tmp_path):
+    config = run_config({"name": "coop", "n_ctx": 2}, duration="2 steps", ema_decay=0.5)
+    result = fit(config, tmp_path, mesh=make_mesh(jax.devices()[:2]), quiet=True)
+    assert result.step == 2
+    assert set(result.metrics) == {"validation", "test"}
+    trained = load_trained(tmp_path)
+    assert trained.method.context.vectors.shape == (2, 128)
+    # 2 of 1.6 million values changed hands: the frozen towers are not in the checkpoint.
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert size < 300_000
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("ViT-B/16", {"name": "coop"}),
+        ("RN50", {"name": "coop", "class_specific": True, "train_image_encoder": True}),
+    ],
+    ids=["vit", "resnet"],
+)
+def test_full_size_dry_run(name, method):
+    config = run_config(method, backbone={"name": name, "dtype": "bfloat16"}, ema_decay=0.99)
+    ((plan, arguments, (state, metrics)),) = abstract_step(config)
+    before = arguments[0]
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), before)
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+    assert arguments[3].mask.shape == (24,)  # 22 classes for eight devices
+    assert all(leaf.dtype == jnp.float32 for leaf in plan.parts.trainable.values())
+    assert bool(plan.parts.trainable) and "context/vectors" in state["trainable"]
