@@ -91,6 +91,8 @@ def parse_arguments(args: Sequence[str]) -> tuple[Mapping[str, Any], Path]:
     # say which one was meant.
     argv = ["mlclip train", *overrides]
     config, changed = load_config(values.config), flags.FlagValues()
+    for override in overrides:
+        _add_parents(config, override.split("=", 1)[0].split(".")[1:-1])
     try:
         config_flags.DEFINE_config_dict(
             "config",
@@ -106,6 +108,16 @@ def parse_arguments(args: Sequence[str]) -> tuple[Mapping[str, Any], Path]:
     except (AttributeError, KeyError, TypeError) as error:  # a key below one that holds a value
         raise UserError(f"cannot apply {' '.join(overrides)}: {error.args[0]}") from None
     return changed.config, Path(values.workdir)
+
+
+def _add_parents(config: Any, parents: Sequence[str]) -> None:
+    """Makes room for a key whose group the file leaves at its defaults."""
+    for parent in parents:
+        if not hasattr(config, "keys"):
+            return
+        if parent not in config:
+            config[parent] = {}
+        config = config[parent]
 
 
 def _flag_error(error: Exception) -> UserError:

@@ -35,6 +35,7 @@ def test_overrides_reach_the_configuration(config_file, tmp_path):
             "--noconfig.compilation_cache",
             "--config.eval.splits=('test',)",
             "--config.optim.clip_norm=2",
+            "--config.checkpoint.every=3 steps",
         ]
     )
     assert workdir == tmp_path / "run"
@@ -42,6 +43,7 @@ def test_overrides_reach_the_configuration(config_file, tmp_path):
     assert config.ema_decay == 0.9 and config.optim.schedule == "constant"
     assert config.eval.splits == ("test",) and config.optim.clip_norm == 2
     assert config.compilation_cache is False
+    assert config.checkpoint.every == "3 steps"
 
 
 @pytest.mark.usefixtures("toy_world")
