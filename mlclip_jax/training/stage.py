@@ -275,4 +275,6 @@ class StageRun:
             "versions": {name: metadata.version(name) for name in VERSIONED},
         }
         extra = saved_frozen(self.frozen, run.trained_before)
-        run.checkpoints.save(run.step, self.state, extra, meta, scores)
+        # The best checkpoint is one of the last stage, whatever earlier methods scored.
+        is_last_stage = self.index == len(run.config.stages) - 1
+        run.checkpoints.save(run.step, self.state, extra, meta, scores if is_last_stage else None)

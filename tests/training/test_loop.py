@@ -205,28 +205,39 @@ def test_trained_method_comes_back(tmp_path):
 
 
 def test_best_checkpoints_stay(tmp_path):
-    class Scores:
-        """Selection metrics that peak at different steps for raw and averaged weights."""
-
-        metrics = iter([0.9, 0.1, 0.2, 0.8, 0.3, 0.2, 0.4, 0.1])
-
-    original = stage_module.evaluate
+    # Raw and averaged weights in turn; they peak at different steps.
+    original, scores = stage_module.evaluate, iter([0.9, 0.1, 0.2, 0.8, 0.3, 0.2, 0.4, 0.1])
 
     def scripted(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.metrics["mAP"] = next(Scores.metrics)
+        found.metrics["mAP"] = next(scores)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage_module, "evaluate", scripted)
-        config = toys.config(ema_decay=0.5, eval={"every": "2 steps"}, duration="8 steps")
-        config["eval"] |= {"splits": ("validation",)}
-        run(tmp_path, config)
+        evaluation = {"every": "2 steps", "splits": ("validation",)}
+        run(tmp_path, toys.config(ema_decay=0.5, eval=evaluation, duration="8 steps"))
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [2, 4, 8]
     assert restore_model(tmp_path, weights="raw").step == 2
     assert restore_model(tmp_path, weights="ema").step == 4
     assert restore_model(tmp_path, which="latest").step == 8
+
+
+def test_best_checkpoint_is_of_the_last_stage(tmp_path):
+    original, scores = stage_module.evaluate, iter([0.9, 0.1, 0.2, 0.1])
+
+    def scripted(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.metrics["mAP"] = next(scores)
+        return found
+
+    stages = ({"name": "one", "duration": "1 steps"}, {"name": "two", "duration": "3 steps"})
+    evaluation = {"every": "1 steps", "splits": ("validation",)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "evaluate", scripted)
+        run(tmp_path, toys.config(stages=stages, eval=evaluation))
+    assert restore_model(tmp_path).step == 3
 
 
 def test_guard_names_the_step_and_the_last_good_checkpoint(tmp_path):
