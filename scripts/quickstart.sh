@@ -10,3 +10,4 @@ source scripts/env.sh
 prepare_environment
 workdir=${1:-runs/quickstart}
 python -m mlclip_jax.train --config=configs/quickstart.py --workdir="$workdir"
+python -m mlclip_jax.evaluate --workdir="$workdir" --checkpoint=best

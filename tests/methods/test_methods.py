@@ -17,7 +17,7 @@ from mlclip_jax.clip.weights import resolve
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import Batch, Method, Progress
+from mlclip_jax.methods.base import Batch, LabelInputs, Method, Progress
 from mlclip_jax.modules.heads import cosine_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -113,15 +113,17 @@ def test_padded_classes_change_nothing(spec: dict, name: str) -> None:
     images = jnp.array(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)), jnp.uint8)
     targets = np.random.default_rng(1).integers(-1, 2, (3, 24)).astype(np.int8)
 
-    def run(multiple_of: int) -> tuple[jax.Array, jax.Array]:
-        labels = method.label_inputs(space, tokenizer, multiple_of=multiple_of)
+    @jax.jit
+    def forward(labels: LabelInputs) -> tuple[jax.Array, jax.Array]:
         features = method.encode_images(images)
         logits = method.logits(features, method.encode_labels(labels), labels)
         batch = Batch(images, jnp.array(targets[:, : labels.num_classes]), jnp.arange(3),
                       jnp.array([True, True, False]))  # fmt: skip
         return logits, method.loss(logits, batch, labels, Progress(jnp.array(0), jnp.array(0)))[0]
 
-    (plain, loss), (padded, padded_loss) = run(1), run(8)
+    (plain, loss), (padded, padded_loss) = (
+        forward(method.label_inputs(space, tokenizer, multiple_of=n)) for n in (1, 8)
+    )
     assert (plain.shape, padded.shape) == ((3, 22), (3, 24))
     np.testing.assert_allclose(padded[:, :22], plain, atol=1e-4)
     np.testing.assert_allclose(padded_loss, loss, rtol=1e-4)
@@ -130,9 +132,9 @@ def test_padded_classes_change_nothing(spec: dict, name: str) -> None:
 def test_coop_from_words_starts_at_zero_shot() -> None:
     zero, space, tokenizer = make({"name": "zero_shot"})
     labels = zero.label_inputs(space, tokenizer)
-    expected = zero.encode_labels(labels)
+    expected = jax.jit(zero.encode_labels)(labels)
     coop, *_ = make({"name": "coop", "ctx_init": "a photo of a"})
-    got = coop.encode_labels(coop.label_inputs(space, tokenizer))
+    got = jax.jit(coop.encode_labels)(coop.label_inputs(space, tokenizer))
     got = got / jnp.linalg.norm(got, axis=-1, keepdims=True)
     np.testing.assert_allclose(got, expected, atol=2e-6)
 
@@ -142,9 +144,9 @@ def test_template_ensemble_is_the_mean_of_unit_features() -> None:
     alone = []
     for template in templates:
         one, space, tokenizer = make({"name": "zero_shot", "templates": (template,)})
-        alone.append(np.asarray(one.encode_labels(one.label_inputs(space, tokenizer))))
+        alone.append(np.asarray(jax.jit(one.encode_labels)(one.label_inputs(space, tokenizer))))
     both, *_ = make({"name": "zero_shot", "templates": templates})
-    got = both.encode_labels(both.label_inputs(space, tokenizer))
+    got = jax.jit(both.encode_labels)(both.label_inputs(space, tokenizer))
     mean = np.mean(alone, axis=0)
     np.testing.assert_allclose(got, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-6)
 
@@ -166,7 +168,10 @@ def test_what_trains() -> None:
 def test_trained_context_scores_other_labels_but_not_class_specific() -> None:
     other = LabelSpace(names=("red three", "blue star", "green"), name="mine")
     unified, _, tokenizer = make({"name": "coop"})
-    assert unified.encode_labels(unified.label_inputs(other, tokenizer)).shape == (3, 64)
+    assert jax.eval_shape(unified.encode_labels, unified.label_inputs(other, tokenizer)).shape == (
+        3,
+        64,
+    )
     specific, *_ = make({"name": "coop", "class_specific": True})
     with pytest.raises(UserError, match="made for 22 classes and means nothing for the 3"):
         specific.label_inputs(other, tokenizer)

@@ -1,0 +1,37 @@
+"""Zero-shot CLIP on Scenes: nothing trains, the run is one evaluation.
+
+    python -m mlclip_jax.train --config=configs/zero_shot/scenes.py --workdir=runs/zero-shot
+
+Arguments: backbone=clip-mini|clip-mini-rn, ensemble (eight templates, as in CoOp's comparison).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from mlclip_jax.spec import parse_arg
+
+ENSEMBLE = (
+    "a photo of a {}.",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The settings of a run."""
+    arg = parse_arg(arg, backbone="clip-mini", ensemble=False)
+    config = ConfigDict()
+    config.backbone = {"name": arg.backbone}
+    config.method = {
+        "name": "zero_shot",
+        "templates": ENSEMBLE if arg.ensemble else ENSEMBLE[:1],
+    }
+    config.data = {"name": "scenes"}
+    config.duration = "0 steps"
+    return config
