@@ -29,8 +29,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "logit_bias": True,
         "loss": "binary_cross_entropy",
     }
-    config.data = {"name": "scenes", "train_view": arg.view, "num_train": 2000}
-    config.batch_size = 50
+    config.data = {"name": "scenes", "train_view": arg.view, "num_train": 2048}
+    config.batch_size = 64
     config.duration = "8 epochs"
     config.optim = {"name": "adam", "learning_rate": 1e-2, "warmup": "20 steps"}
     config.ema_decay = 0.98
