@@ -67,10 +67,12 @@ class BatchNorm(nnx.Module):
 
 def avg_pool(x: Array, size: int) -> Array:
     """Non-overlapping mean over size x size cells: [b h w i] -> [b h/size w/size i]."""
-    b, h, w, i = x.shape
-    h, w = h // size, w // size
-    cells = x[:, : h * size, : w * size].reshape(b, h, size, w, size, i)
-    return cells.mean((2, 4))
+    # A sum of strided slices: XLA's CPU compiler (jaxlib 0.11.2) returns garbage for a reduction
+    # fused behind a bfloat16 convolution.
+    h, w = x.shape[1] // size * size, x.shape[2] // size * size
+    f32 = jnp.promote_types(x.dtype, jnp.float32)
+    cells = [x[:, i:h:size, j:w:size].astype(f32) for i in range(size) for j in range(size)]
+    return (sum(cells) / size**2).astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):
