@@ -8,13 +8,13 @@ or a value of the wrong type is one clear message that names it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from mlclip_jax.errors import UserError
+from mlclip_jax.spec import hint
 
 T = TypeVar("T")
 
@@ -30,11 +30,7 @@ def plain(value: Any) -> Any:
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     """The error for a key that nothing reads, with the closest key that exists."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-    name = f"{where}.{key}" if where else key
-    return UserError(f"unknown config key '{name}': {hint}")
+    return UserError(f"unknown config key '{_join(where, key)}': {hint(key, known)}")
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any] | None, where: str = "") -> T:

@@ -6,6 +6,7 @@ import ast
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -15,12 +16,16 @@ from mlclip_jax.errors import UserError
 T = TypeVar("T")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not among the known ones, with the closest as the mend."""
+def hint(name: str, known: Iterable[str]) -> str:
+    """The mend for an unknown name: the closest known one, or all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    return UserError(f"unknown {what} {name!r}; {hint}")
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among the known ones, with its mend."""
+    return UserError(f"unknown {what} {name!r}; {hint(name, known)}")
 
 
 def parse_call(text: str, *, what: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -35,10 +40,10 @@ def parse_call(text: str, *, what: str) -> tuple[str, tuple[Any, ...], dict[str,
         if isinstance(node, ast.Name):
             return node.id, (), {}
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise problem
+            raise ValueError("neither a name nor a call")
         keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
         if len(keywords) != len(node.keywords):
-            raise problem
+            raise ValueError("** among the arguments")
         return node.func.id, tuple(ast.literal_eval(a) for a in node.args), keywords
     except (SyntaxError, ValueError) as error:
         raise problem from error
@@ -79,14 +84,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> SimpleNamespace:
 
     Args:
         arg: `"setup=largeloss,tiny"`: a bare word is a switch turned on; values take the type
-            of their default.
+            of their default; commas within parentheses belong to the value.
         **defaults: every argument the file knows, with its default.
 
     Raises:
         UserError: an argument that the file does not know, or a value of another type.
     """
     values = dict(defaults)
-    for item in filter(None, (arg or "").split(",")):
+    for item in filter(None, re.split(r",(?![^()]*\))", arg or "")):
         key, has_value, text = item.partition("=")
         if key not in defaults:
             raise unknown("config argument", key, defaults)

@@ -12,6 +12,8 @@ def test_config_arguments_take_their_defaults_type() -> None:
     arg = parse_arg("setup=largeloss,tiny,lr=1,k=3", setup="splc", tiny=False, lr=0.1, k=4)
     assert (arg.setup, arg.tiny, arg.lr, arg.k) == ("largeloss", True, 1.0, 3)
     assert parse_arg(None, setup="splc").setup == "splc"
+    arg = parse_arg("view=partial(0.1, seed=3)+full(seed=1, x=2),tiny", view="full", tiny=False)
+    assert (arg.view, arg.tiny) == ("partial(0.1, seed=3)+full(seed=1, x=2)", True)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,13 @@ Example = Mapping[str, Any]
 
 
 class Source(Protocol):
-    """Random access to examples."""
+    """Random access to examples {"image", "targets", "index"}."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of examples."""
 
-    def __getitem__(self, i: int) -> Example: ...
+    def __getitem__(self, i: int) -> Example:
+        """Example i."""
 
 
 class _Prepare:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -27,6 +26,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from mlclip_jax.errors import UserError
+from mlclip_jax.spec import parse_call, unknown
 
 # Keeps the draws here apart from those of a data set made from the same small seed.
 _STREAM = 0x1AB315
@@ -254,22 +254,13 @@ def parse(text: str) -> tuple[View, ...]:
 def _views(node: ast.expr, text: str) -> list[View]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _views(node.left, text) + _views(node.right, text)
-    call = node if isinstance(node, ast.Call) else None
-    target = call.func if call else node
-    if not isinstance(target, ast.Name):
-        raise UserError(f"cannot read the label view {text!r}; write e.g. 'long_tail+partial(0.3)'")
-    name = target.id
-    if call is None and name in _SHORTHANDS:
+    name, arguments, keywords = parse_call(ast.unparse(node), what="label view")
+    if name in _SHORTHANDS and not (arguments or keywords):
         return [_SHORTHANDS[name]]
     if name not in VIEWS:
-        known = [*VIEWS, *_SHORTHANDS]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"no label view named {name!r}; {hint}")
+        raise unknown("label view", name, [*VIEWS, *_SHORTHANDS])
     try:
-        args = [ast.literal_eval(a) for a in call.args] if call else []
-        kwargs = {k.arg or "**": ast.literal_eval(k.value) for k in call.keywords} if call else {}
-        return [VIEWS[name](*args, **kwargs)]
+        return [VIEWS[name](*arguments, **keywords)]
     except UserError:
         raise
     except (TypeError, ValueError) as error:
@@ -294,11 +285,17 @@ def apply(
 
     Returns:
       The labels that remain, with the rows they belong to.
+
+    Raises:
+      UserError: a view that cannot be read or applied, or a seed that is no whole number >= 0.
+      ValueError: targets of another type.
     """
     if targets.ndim != 2 or targets.dtype != np.int8:
         raise ValueError(f"targets must be int8 [n c], not {targets.dtype} {list(targets.shape)}")
     labels = Labels(targets, np.arange(len(targets), dtype=np.int64))
     for place, view in enumerate(parse(views) if isinstance(views, str) else views):
         own = [_STREAM, seed, place] if view.seed is None else [_STREAM, view.seed]
+        if not all(isinstance(s, int | np.integer) and s >= 0 for s in own):
+            raise UserError(f"label view {view.name!r}: seed {own[1]!r} is no whole number >= 0")
         labels = view(labels, np.random.default_rng(own), subsets or {})
     return labels

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from mlclip_jax.data.pipeline import Source
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.spec import unknown
-
-
-class Source(Protocol):
-    """Random access to examples {"image", "targets", "index"}."""
-
-    def __len__(self) -> int:
-        """Number of examples."""
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        """Example i."""
 
 
 @dataclass(frozen=True)

@@ -111,16 +111,18 @@ def test_a_view_may_bring_its_seed():
     ("view", "message"),
     [
         ("single_positve", "did you mean 'single_positive'"),
-        ("wiggle", "no label view named 'wiggle'; known: full"),
+        ("wiggle", "unknown label view 'wiggle'; known: few_shot"),
         ("partial", r"'partial' takes \(share, seed\)"),
         ("partial(0)", "above 0"),
         ("partial('a')", "takes"),
-        ("partial(q)", "takes"),
+        ("partial(q)", "should read"),
         ("few_shot(1.5)", "whole number"),
         ("few_shot(True)", "whole number"),
         ("long_tail(0.5)", "at least 1"),
-        ("full * 3", "cannot read"),
+        ("full * 3", "should read"),
         ("full(", "cannot read"),
+        ("partial(0.3, seed=-1)", "seed -1 is no whole number"),
+        ("partial(0.3, seed=0.5)", "seed 0.5 is no whole number"),
         ("subset('other')", "no subset 'other'; it has: seen, unseen"),
     ],
 )
@@ -132,5 +134,7 @@ def test_errors(view, message):
 def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match="int8"):
         protocols.apply("full", labels().astype(np.float32))
+    with pytest.raises(UserError, match="seed -1"):
+        protocols.apply("full", labels(), seed=-1)
     with pytest.raises(UserError, match="no image has a positive"):
         protocols.apply("seen", -np.ones((5, 8), np.int8), subsets=SUBSETS)
