@@ -58,7 +58,16 @@ class CLIP(nnx.Module):
             images: uint8 [b h w 3] pixels, or floating point if already normalised.
             tokens: also return the patch (cell) features [b p d].
             train_bn: ResNets only: use the batch's statistics and update the running ones.
+
+        Raises:
+            ValueError: images of another size than the tower's positions are for.
         """
+        size = self.config.image.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"the image tower takes [b {size} {size} 3], not {list(images.shape)}; preprocess "
+                "the images to that size, or load the CLIP with image_size=..."
+            )
         images = self.normalize(images)
         if isinstance(self.image, ModifiedResNet):
             return self.image(images, tokens=tokens, train_bn=train_bn)

@@ -113,8 +113,19 @@ class Checkpoint:
         return fill(self.config, self.layout, arrays, dtype, str(self.folder), wanted)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the same folder."""
-        return Tokenizer.from_folder(self.folder, self.config.text.context_length)
+        """The tokenizer in the same folder.
+
+        Raises:
+            UserError: it is missing, damaged, or has more tokens than the text tower.
+        """
+        tokenizer = Tokenizer.from_folder(self.folder, self.config.text.context_length)
+        if tokenizer.vocab_size > self.config.text.vocab_size:
+            raise UserError(
+                f"the tokenizer in {self.folder} has {tokenizer.vocab_size} tokens and the text "
+                f"tower only {self.config.text.vocab_size}: they do not belong together; fetch "
+                "both from the same place"
+            )
+        return tokenizer
 
 
 def _open(files: tuple[Path, ...], layout: str) -> NamedArrays:

@@ -83,7 +83,7 @@ def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> P
     head, tail = template.split("{}")
     if head and not head[-1].isspace():  # the name continues a word: nothing is shared
         head, prefix = "", [encoder.sot]
-        texts = [template.format(readable(name)) for name in names]
+        texts = [template.replace("{}", readable(name)) for name in names]
     else:
         prefix = [encoder.sot, *encoder.encode(head)]
         texts = [readable(name) + tail for name in names]
@@ -127,6 +127,9 @@ class Context(nnx.Module):
         classes: c for class-specific vectors, None for one set shared by all.
         table: the token embedding [v w].
         encoder: tokenizer for `words`.
+
+    Raises:
+        UserError: `words` without any token.
     """
 
     def __init__(
@@ -140,7 +143,10 @@ class Context(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         if words:
-            start = table[np.array(encoder.encode(readable(words)))]
+            ids = encoder.encode(readable(words))
+            if not ids:
+                raise UserError(f"no context can start from {words!r}: it has no tokens")
+            start = table[np.array(ids)]
             start = start if classes is None else jnp.repeat(start[None], classes, axis=0)
         else:
             lead = () if classes is None else (classes,)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlclip_jax.clip import CLIP, PRESETS
+from mlclip_jax.clip import CLIP, PRESETS, PromptTokens
 from mlclip_jax.errors import UserError
 
 MINIS = ("clip-mini", "clip-mini-rn")
@@ -49,9 +49,16 @@ def test_bfloat16_compute_keeps_float32_parameters(name: str, images: np.ndarray
     assert {v.dtype for v in jax.tree.leaves(nnx.to_pure_dict(nnx.state(half)))} == {
         jnp.dtype("float32")
     }
-    a, b = (jax.jit(m.encode_images)(jnp.array(images)).pooled for m in (exact, half))
-    assert b.dtype == jnp.bfloat16
-    assert 0 < np.abs(a - b.astype(np.float32)).max() < 0.1 * np.abs(a).max()
+    prompts = PromptTokens(jnp.array([7, -1]), jnp.array([[3, 4, 9], [5, 9, 0]]), jnp.array([2, 1]))
+    context = jnp.ones((1, exact.config.text.width))
+
+    def run(clip: CLIP) -> tuple[jax.Array, jax.Array]:
+        image = jax.jit(clip.encode_images)(jnp.array(images)).pooled
+        return image, jax.jit(clip.encode_prompts)(prompts, context)
+
+    for a, b in zip(run(exact), run(half), strict=True):
+        assert b.dtype == jnp.bfloat16
+        assert 0 < np.abs(a - b.astype(np.float32)).max() < 0.1 * np.abs(a).max()
 
 
 def test_batchnorm_statistics_move_only_when_training(images: np.ndarray) -> None:
@@ -86,6 +93,13 @@ def test_rematerialisation_changes_nothing(name: str, images: np.ndarray) -> Non
 
     for a, b in zip(jax.tree.leaves(run(False)), jax.tree.leaves(run(True)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("name", MINIS)
+def test_images_of_another_size_are_refused(name: str) -> None:
+    clip = nnx.eval_shape(lambda: CLIP(PRESETS[name], rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"takes \[b 64 64 3\], not \[2, 32, 64, 3\]; preproc"):
+        clip.encode_images(jnp.zeros((2, 32, 64, 3)))
 
 
 def test_other_resolutions_must_suit_the_stride() -> None:

@@ -412,6 +412,18 @@ def test_tokenizer_files_travel(loaded, tmp_path):
         weights.save_hf(loaded["hf"], tmp_path / "other", tokenizer_from=FIXTURES / "hf")
 
 
+def test_a_tokenizer_of_another_model_is_refused(loaded, tmp_path):
+    words = [*map(chr, range(33, 127)), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    weights.save_hf(loaded["hf"], tmp_path / "saved", tokenizer_from=tmp_path)
+    checkpoint = weights.resolve(tmp_path / "saved")
+    assert checkpoint.config.text.vocab_size == 64
+    with pytest.raises(UserError, match=r"has 96 tokens and the text tower only 64.*same place"):
+        checkpoint.tokenizer()
+
+
 def test_failed_writes_leave_the_old_file(loaded, tmp_path, monkeypatch):
     import safetensors.numpy
 

@@ -29,12 +29,13 @@ def full_ids(prompts, i: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "template", ["a photo of a {}.", "{} in the scene", "There is a {} in the scene", "x{}"]
+    "template",
+    ["a photo of a {}.", "{} in the scene", "There is a {} in the scene", "x{}", "{x} ({}"],
 )
 def test_templates_equal_tokenising_the_whole_text(tokenizer, template: str) -> None:
     prompts = template_prompts(template, NAMES, tokenizer)
     for i, name in enumerate(NAMES):
-        text = template.format(name.replace("_", " "))
+        text = template.replace("{}", name.replace("_", " "))
         assert full_ids(prompts, i) == [tokenizer.sot, *tokenizer.encode(text), tokenizer.eot]
     words = template.split("{}")[0].split() if " {}" in template else []
     assert len(prompts.prefix) == 1 + len(words)
@@ -77,6 +78,8 @@ def test_context_starts_from_words_or_at_random(tokenizer) -> None:
     np.testing.assert_array_equal(words(), table[np.array(ids)])
     copies = Context(n_ctx=16, words="a photo of a", classes=3, **kwargs)
     assert copies().shape == (3, len(ids), 8)
+    with pytest.raises(UserError, match="'_ ': it has no tokens"):
+        Context(n_ctx=16, words="_ ", classes=None, **kwargs)
     random = Context(n_ctx=16, words="", classes=3, **kwargs)
     assert random().shape == (3, 16, 8)
     assert 0.015 < random().std() < 0.025
