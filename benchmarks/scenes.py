@@ -59,7 +59,9 @@ def compare(method: str, backbone: str, seeds: range) -> dict:
         "mAP": statistics.mean(a for a, _ in pairs),
         "zero-shot mAP": statistics.mean(b for _, b in pairs),
         "gain": statistics.mean(gains),
-        "standard error": statistics.stdev(gains) / len(gains) ** 0.5,
+        "standard error": (
+            statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+        ),
         "each gain": gains,
     }
 

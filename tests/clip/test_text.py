@@ -128,6 +128,33 @@ def test_prompts_equal_plain_encoding(clip: CLIP, kind: str) -> None:
         np.testing.assert_allclose(grads[1], grads[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["template", "specific middle"])
+def test_gradients_of_the_tower_equal_plain_encoding(clip: CLIP, kind: str) -> None:
+    """For methods that train the text tower: every weight, through every short cut."""
+    prefix, (before, after), shape = KINDS[kind]
+    rng = np.random.default_rng(6)
+    prompts = pack(prefix, [[*before, *name, *after] for name in names(rng)])
+    context = None if shape is None else jnp.array(rng.normal(size=shape))
+    weights = jnp.array(rng.normal(size=(CLASSES, 16)))
+    graphdef, state = nnx.split(clip.text)
+    prefixes = jnp.broadcast_to(prompts.prefix, (CLASSES, len(prefix)))
+    ids = jnp.concatenate([prefixes, prompts.own], axis=1)
+
+    def direct(state: dict) -> jax.Array:
+        rows = nnx.merge(graphdef, state).embed(ids, context)
+        return (plain(rows, prompts.eot + len(prefix), state) * weights).sum()
+
+    def ours(state: dict) -> jax.Array:
+        tower = nnx.merge(graphdef, state)
+        return (tower.encode_prompts(prompts, context, dtype=jnp.float64) * weights).sum()
+
+    expected, got = (jax.jit(jax.grad(f))(weights_of(clip)) for f in (direct, ours))
+    assert jax.tree.structure(got) == jax.tree.structure(nnx.to_pure_dict(state))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.abs(b).max() > 1e-6
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+
+
 def test_group_contexts_equal_plain_encoding(clip: CLIP) -> None:
     """Start token, then each group's own context, then the names: three levels."""
     rng = np.random.default_rng(3)
