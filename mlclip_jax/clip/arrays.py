@@ -100,6 +100,8 @@ def fill(
     dtype: DTypeLike,
     source: str,
     wanted: CLIPConfig,
+    *,
+    remat: bool = False,
 ) -> CLIP:
     """A CLIP of configuration `wanted` filled with the arrays of one of configuration `stored`.
 
@@ -112,6 +114,7 @@ def fill(
         dtype: compute dtype.
         source: what error messages call the arrays.
         wanted: what to build.
+        remat: recompute blocks in the backward pass (see `CLIP`).
 
     Raises:
         UserError: names or shapes differ; lists every difference.
@@ -119,7 +122,7 @@ def fill(
     expected = expected_shapes(stored, layout)
     _check(expected, arrays.shapes, source)
 
-    model = _abstract(wanted, dtype)
+    model = _abstract(wanted, dtype, remat=remat)
     graph, state = nnx.split(model)
     flat = []
     for path, variable in nnx.to_flat_state(state):
@@ -147,8 +150,8 @@ def expected_shapes(config: CLIPConfig, layout: str) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _abstract(config: CLIPConfig, dtype: DTypeLike) -> CLIP:
-    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, rngs=nnx.Rngs(0)))
+def _abstract(config: CLIPConfig, dtype: DTypeLike, *, remat: bool = False) -> CLIP:
+    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
 
 
 def _join(path: tuple) -> str:

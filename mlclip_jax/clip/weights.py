@@ -97,12 +97,19 @@ class Checkpoint:
                     digest.update(chunk)
         return digest.hexdigest()
 
-    def load(self, *, dtype: DTypeLike = jnp.float32, image_size: int | None = None) -> CLIP:
+    def load(
+        self,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        image_size: int | None = None,
+        remat: bool = False,
+    ) -> CLIP:
         """The model with its weights.
 
         Args:
             dtype: compute dtype; parameters are float32 whatever the file stores.
             image_size: pixels per side; the image tower's positional embedding is interpolated.
+            remat: recompute blocks in the backward pass instead of keeping their activations.
 
         Raises:
             UserError: weights and configuration do not fit (every difference is listed), or the
@@ -110,7 +117,8 @@ class Checkpoint:
         """
         wanted = self.config if image_size is None else self.config.at(image_size)
         arrays = _open(self.files, self.layout)
-        return fill(self.config, self.layout, arrays, dtype, str(self.folder), wanted)
+        folder = str(self.folder)
+        return fill(self.config, self.layout, arrays, dtype, folder, wanted, remat=remat)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the same folder.

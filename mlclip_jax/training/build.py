@@ -89,6 +89,16 @@ def packaged_tokenizer(context_length: int) -> Tokenizer:
     return Tokenizer.from_folder(clip_weights.PRETRAINED / "clip-mini", context_length)
 
 
+def random_clip(config: BackboneConfig, *, seed: int = 0) -> CLIP:
+    """A preset with fresh values.
+
+    Raises:
+      UserError: there is no preset of this name.
+    """
+    dtype = jnp.dtype(config.dtype)
+    return CLIP(preset(config), dtype=dtype, remat=config.remat, rngs=nnx.Rngs(seed))
+
+
 def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     """The CLIP that a configuration names.
 
@@ -100,13 +110,12 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     Raises:
       UserError: it is not found or does not fit.
     """
-    dtype = jnp.dtype(config.dtype)
     if config.weights == "random":
-        sizes = preset(config)
-        clip = CLIP(sizes, dtype=dtype, rngs=nnx.Rngs(seed))
-        return Backbone(clip, packaged_tokenizer(sizes.text.context_length), f"random-{seed}")
+        clip = random_clip(config, seed=seed)
+        return Backbone(clip, packaged_tokenizer(clip.config.text.context_length), f"random-{seed}")
+    dtype = jnp.dtype(config.dtype)
     found = clip_weights.resolve(config.name, revision=config.revision)
-    clip = found.load(dtype=dtype, image_size=config.image_size)
+    clip = found.load(dtype=dtype, image_size=config.image_size, remat=config.remat)
     return Backbone(clip, found.tokenizer(), found.digest())
 
 
@@ -329,8 +338,8 @@ def abstract_step(
 
         def build(stage: StageConfig = stage) -> Method:
             nonlocal labels
-            clip = CLIP(sizes, dtype=jnp.dtype(config.backbone.dtype), rngs=nnx.Rngs(0))
-            method = build_method(stage, Backbone(clip, tokenizer, ""), space, seed=0)
+            backbone = Backbone(random_clip(config.backbone), tokenizer, "")
+            method = build_method(stage, backbone, space, seed=0)
             labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
             return method
 

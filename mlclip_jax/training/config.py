@@ -30,6 +30,7 @@ class BackboneConfig:
       image_size: side of the images in pixels; None keeps the checkpoint's (positional
         embeddings are interpolated otherwise).
       weights: "random" builds the preset `name` with fresh weights.
+      remat: recompute the towers' blocks in the backward pass: less memory, more time.
     """
 
     name: str = "clip-mini"
@@ -37,6 +38,7 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     image_size: int | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
+    remat: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,16 @@ def world():
     return backbone, data, Batch(**next(train_batches(data.train, 8, seed=0)))
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_the_backbone_is_as_its_settings_say(weights):
+    settings = {"weights": weights, "dtype": "bfloat16", "remat": True, "image_size": 96}
+    config = parse_config(run_config({"name": "coop"}, backbone=settings))
+    clip = load_backbone(config.backbone).clip
+    assert clip.image.remat and clip.text.remat
+    assert (clip.dtype, clip.config.image.image_size) == (jnp.bfloat16, 96)
+    assert clip.image.position_embedding.shape == (1 + 12**2, 128)
+
+
 @pytest.mark.parametrize("method", CASES)
 def test_every_trained_parameter_gets_a_gradient(world, method):
     backbone, data, batch = world
