@@ -126,11 +126,11 @@ PRESETS: dict[str, CLIPConfig] = {
     "clip-mini": CLIPConfig(
         64,
         ViTConfig(64, 8, width=128, layers=4, heads=2, mlp_width=512),
-        TextConfig(2048, 77, width=128, layers=3, heads=2, mlp_width=512),
+        TextConfig(1020, 77, width=128, layers=3, heads=2, mlp_width=512),
     ),
     "clip-mini-rn": CLIPConfig(
         64,
-        ResNetConfig(64, width=16, layers=(1, 1, 1, 1), heads=8),
-        TextConfig(2048, 77, width=128, layers=3, heads=2, mlp_width=512),
+        ResNetConfig(64, width=16, layers=(1, 2, 2, 1), heads=8),
+        TextConfig(1020, 77, width=64, layers=3, heads=1, mlp_width=256),
     ),
 }

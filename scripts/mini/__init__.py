@@ -1,0 +1,1 @@
+"""The parts of make_mini_clip.py."""
