@@ -62,11 +62,19 @@ class Linear(nnx.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
+def _flash_attention_runs(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether cuDNN's fused kernel takes this: half types on NVIDIA GPUs from Ampere on."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's are no numbers
+    nvidia = device.platform == "gpu" and capability.replace(".", "", 1).isdigit()
+    fits = dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+    return nvidia and float(capability) >= 8 and fits
+
+
 def _dot_product_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-    """Softmax attention, all [n t h e]; cuDNN's flash kernel where it exists (half types, GPU)."""
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fused = "cudnn" if half and jax.default_backend() == "gpu" else "xla"
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=fused)
+    """Softmax attention, all [n t h e]; the softmax is float32 in every implementation."""
+    kernel = "cudnn" if _flash_attention_runs(q.dtype, q.shape[-1]) else "xla"
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=kernel)
 
 
 class Attention(nnx.Module):
