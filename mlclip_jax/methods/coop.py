@@ -78,6 +78,8 @@ class CoOp(Method):
             encoder=encoder,
             rngs=rngs,
         )
+        # Row i of a class-specific context belongs to class i of this space, and to no other.
+        self.context_of = space.names if config.class_specific else None
         if config.logit_bias:
             self.bias = nnx.Param(jnp.asarray(-0.2 * self.scale(), jnp.float32))
 
@@ -99,13 +101,13 @@ class CoOp(Method):
         """As every method's; class-specific context fits no other label space.
 
         Raises:
-            UserError: class-specific context and another number of classes.
+            UserError: class-specific context and other classes, or the same in another order.
         """
-        if self.config.class_specific and len(space) != self.context.vectors.shape[0]:
+        if self.context_of not in (None, space.names):
             raise UserError(
-                f"class-specific context was made for {self.context.vectors.shape[0]} classes and "
-                f"means nothing for the {len(space)} of {space.name!r}; train with "
-                "class_specific=False to score other labels"
+                f"class-specific context was made for {len(self.context_of)} classes and means "
+                f"nothing for the {len(space)} of {space.name!r}, which are others or in another "
+                "order; train with class_specific=False to score other labels"
             )
         return super().label_inputs(space, encoder, multiple_of=multiple_of)
 
