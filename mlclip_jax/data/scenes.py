@@ -133,24 +133,28 @@ def _digit_images() -> tuple[tuple[np.ndarray, ...], ...]:
 
 @functools.cache
 def _noise() -> np.ndarray:
-    """A tile of smooth-and-fine noise, float32 [256 256 3]; scenes take a window of it."""
+    """A tile of smooth-and-fine noise, float32 [256 256 3], periodic: scenes take any window."""
     rng = np.random.default_rng(1)
     fine = rng.standard_normal((256, 256, 3)).astype(np.float32)
     coarse = rng.standard_normal((32, 32)).astype(np.float32)
-    grow = _upscale(256, 32)
+    grow = _upscale(256, 32, periodic=True)
     return 0.04 * fine + 0.06 * (grow @ coarse @ grow.T)[:, :, None]
 
 
 @functools.cache
-def _upscale(size: int, source: int) -> np.ndarray:
-    """The matrix of linear interpolation from `source` to `size` pixels, float32 [size source]."""
+def _upscale(size: int, source: int, *, periodic: bool = False) -> np.ndarray:
+    """The matrix of linear interpolation from `source` to `size` pixels, float32 [size source].
+
+    Beyond the outer pixels it holds their values, or goes on at the other side if `periodic`.
+    """
     at = (np.arange(size) + 0.5) * source / size - 0.5
     low = np.floor(at).astype(int)
     share = (at - low).astype(np.float32)
     matrix = np.zeros((size, source), np.float32)
     rows = np.arange(size)
-    np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1 - share)
-    np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), share)
+    place = (lambda i: i % source) if periodic else (lambda i: np.clip(i, 0, source - 1))
+    np.add.at(matrix, (rows, place(low)), 1 - share)
+    np.add.at(matrix, (rows, place(low + 1)), share)
     return matrix
 
 
