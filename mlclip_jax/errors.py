@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -21,18 +22,14 @@ def exit_code(run: Callable[[], int | None]) -> int:
         run: the command; it returns its exit code, None meaning 0.
 
     Returns:
-        The command's own code; 2 after a `UserError` or a missing or forbidden file, 130 after an
-        interrupt from the keyboard, 141 where the reader of stdout has gone away. Other
+        The command's own code; 2 after a `UserError` or where a file or the disk fails, 130 after
+        an interrupt from the keyboard, 141 where the reader of stdout has gone away. Other
         exceptions pass: they are faults of the program and need their traceback.
     """
     try:
         return run() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        named = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(f"error: {named}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -41,3 +38,21 @@ def exit_code(run: Callable[[], int | None]) -> int:
         # The interpreter flushes stdout on its way out and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # missing, forbidden, of the wrong kind, no space left
+        named = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"error: {' '.join(str(named).split())}", file=sys.stderr)
+        return 2
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for output, with its parents, where it is missing.
+
+    Raises:
+        UserError: it cannot be made, because a file stands there or writing is forbidden.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder} ({error.strerror}): choose another place"
+        ) from error

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlclip_jax.errors import UserError, exit_code
+from mlclip_jax.errors import UserError, exit_code, make_folder
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from mlclip_jax.data.registry import DataSplits
-    from mlclip_jax.evaluation.evaluator import EvalResult
+    from mlclip_jax.evaluation.evaluator import EvalResult, Predictor
     from mlclip_jax.methods.base import Method
     from mlclip_jax.training.build import Trained
 
@@ -64,6 +64,7 @@ class _Evaluation:
         if batch_size < 1:
             raise UserError(f"--batch_size must be at least 1, not {batch_size}")
         self.tokenizer = trained.tokenizer
+        self.predictors: dict[Any, Predictor] = {}  # raw, averaged, validation: compiled once
         self.mesh: Mesh = make_mesh()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         selecting = trained.config.eval.splits
@@ -85,8 +86,10 @@ class _Evaluation:
         space, mesh = self.data.space, self.mesh
         graphdef, state = nnx.split(method)
         labels = method.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
+        if graphdef not in self.predictors:
+            self.predictors[graphdef] = predict_fn(graphdef, mesh)
         return evaluate(
-            predict_fn(graphdef, mesh),
+            self.predictors[graphdef],
             (replicate(nnx.to_pure_dict(state), mesh),),
             shard_labels(labels, mesh),
             eval_batches(
@@ -118,6 +121,8 @@ def run(options: argparse.Namespace) -> int:
 
     # ---- Scores ------------------------------------------------------------------------------
     evaluation = _Evaluation(one, options.split, options.batch_size)
+    folder = options.output or options.workdir / "report" / options.split
+    make_folder(folder)  # now rather than after minutes of scoring
     space = evaluation.data.space
     name = one.config.stages[one.meta["stage"]].method["name"]
     results: dict[str, EvalResult] = {}
@@ -136,7 +141,6 @@ def run(options: argparse.Namespace) -> int:
         validation = evaluation.score(list(trained.values())[-1].method, "validation")
 
     # ---- Output ------------------------------------------------------------------------------
-    folder = options.output or options.workdir / "report" / options.split
     source = evaluation.data.evals[options.split]
     steps = ", ".join(f"{titles[w]}: step {found.step}" for w, found in trained.items())
     notes = [

@@ -13,6 +13,7 @@ on stderr.
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 import sys
@@ -36,7 +37,7 @@ def load_config(text: str) -> Any:
     """The ConfigDict of "FILE" or "FILE:ARGUMENTS".
 
     Raises:
-      UserError: there is no such file, or it defines no `get_config`.
+      UserError: there is no such file, it is no Python, or it gives no settings.
     """
     from ml_collections import ConfigDict
 
@@ -44,10 +45,18 @@ def load_config(text: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"there is no config file {path}; configs/ holds examples")
-    found = runpy.run_path(str(path)).get("get_config")
-    if found is None:
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+    except (SyntaxError, UnicodeDecodeError, ImportError) as error:
+        raise UserError(f"the config file {path} cannot be read: {error}") from error
+    if get_config is None:
         raise UserError(f"{path} defines no get_config(); configs/ holds examples")
-    return ConfigDict(_without_none(plain(found(argument) if has_argument else found())))
+    if has_argument and not inspect.signature(get_config).parameters:
+        raise UserError(f"get_config() of {path} takes no argument: leave out ':{argument}'")
+    config = plain(get_config(argument) if has_argument else get_config())
+    if not isinstance(config, Mapping):
+        raise UserError(f"get_config() of {path} gives {config!r}, not a dictionary of settings")
+    return ConfigDict(_without_none(config))
 
 
 def _without_none(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +147,12 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse_config(config)
         from mlclip_jax.training.loop import fit
 
-        result = fit(config, workdir)
+        try:
+            result = fit(config, workdir)
+        except KeyboardInterrupt:
+            hint = f"the same command goes on from the last checkpoint in {workdir}"
+            print(hint, file=sys.stderr)
+            raise
         print(f"trained {result.step} steps; checkpoints and metrics are in {result.workdir}")
 
     return exit_code(run)

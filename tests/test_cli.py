@@ -234,6 +234,8 @@ def test_mistakes_of_evaluate_take_one_line(trained, capsys):
 
     one_error_line(capsys, run("--split=tset"), "tset", "test")
     one_error_line(capsys, run("--batch_size=0"), "batch_size")
+    file = trained / "metrics.jsonl"
+    one_error_line(capsys, run(f"--output={file}"), "metrics.jsonl", "choose another place")
 
 
 def test_impossible_combinations_of_options(labels, capsys):
@@ -267,6 +269,8 @@ def test_exit_codes(capsys, monkeypatch):
     one_error_line(capsys, errors.exit_code(raiser(errors.UserError("mend it"))), "mend it")
     missing = FileNotFoundError(2, "No such file or directory", "gone.txt")
     one_error_line(capsys, errors.exit_code(raiser(missing)), "gone.txt")
+    full = OSError(28, "No space left on device", "run/checkpoints")
+    one_error_line(capsys, errors.exit_code(raiser(full)), "run/checkpoints: No space left")
     assert errors.exit_code(raiser(KeyboardInterrupt())) == 130
     with pytest.raises(ZeroDivisionError):  # a fault of the program keeps its traceback
         errors.exit_code(raiser(ZeroDivisionError()))

@@ -130,6 +130,20 @@ def evaluate(
     return summarise(predictions, space, assume_negative=assume_negative, empty=empty)
 
 
+def metric_classes(space: LabelSpace) -> dict[str, tuple[int, ...]]:
+    """The classes that each metric averages over: "mAP" all, "mAP/<subset or group>" its own.
+
+    A group that is also a subset is there once, under the subset's name.
+    """
+    selections = dict(space.subsets)
+    if space.taxonomy is not None:
+        groups = {name: space.taxonomy.members(name) for name in space.taxonomy.group_names}
+        named = set(selections.values())
+        selections |= {name: members for name, members in groups.items() if members not in named}
+    everything = {"mAP": tuple(range(len(space)))}
+    return everything | {f"mAP/{name}": members for name, members in selections.items()}
+
+
 def summarise(
     predictions: Predictions,
     space: LabelSpace,
@@ -140,12 +154,8 @@ def summarise(
     """The metrics of gathered predictions, over all classes and by group and subset."""
     scores, targets, index = predictions.arrays()
     per_class = average_precision(scores, targets, assume_negative=assume_negative)
-    selections = dict(space.subsets)
-    if space.taxonomy is not None:
-        groups = {name: space.taxonomy.members(name) for name in space.taxonomy.group_names}
-        named = set(selections.values())
-        selections |= {name: members for name, members in groups.items() if members not in named}
-    metrics = {"mAP": mean_average_precision(per_class, empty=empty)}
-    for name, members in selections.items():
-        metrics[f"mAP/{name}"] = mean_average_precision(per_class[list(members)], empty=empty)
+    metrics = {
+        name: mean_average_precision(per_class[list(members)], empty=empty)
+        for name, members in metric_classes(space).items()
+    }
     return EvalResult(metrics, per_class, scores, targets, index)

@@ -9,7 +9,8 @@ that an earlier stage trained). The backbone itself is there by name and digest 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,38 @@ class Checkpoints:
         read = _metric(weights)
         scores = {}
         for step in self.steps():
-            metrics = self._manager.metrics(step)
+            with self._reading(step):
+                metrics = self._manager.metrics(step)
             if weights in (metrics or {}):
                 scores[step] = read(metrics)
         return max(scores, key=lambda step: scores[step]) if scores else None
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON description of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        """The JSON description of a checkpoint.
+
+        Raises:
+          UserError: it is damaged, or not one of ours.
+        """
+        with self._reading(step):
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )
+            meta = items["meta"]
+            if not meta.keys() >= {"step_in_stage", "label_space", "backbone"}:
+                raise KeyError("no description of a training run")
+            return meta
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Makes one line of what Orbax raises on checkpoints that are damaged or of others."""
+        try:
+            yield
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} cannot be read: it is damaged, or not of a "
+                f"training run ({type(error).__name__}); delete its folder to go on from the one "
+                "before, or use another workdir"
+            ) from error
 
     def restore_state(self, step: int, state: State, frozen: Leaves) -> Restored:
         """The state of a checkpoint, shaped and placed like `state` and `frozen`.
@@ -181,14 +204,8 @@ class Checkpoints:
             {**state, "frozen": frozen},
         )
         self._check(step, target)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-                )
-            ),
-        )["state"]
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        restored = self._restore(step, item=target, restore_args=arguments)
         frozen = restored.pop("frozen")
         leaves = {**frozen, **restored["trainable"], **restored["batch_stats"]}
         return Restored(step, self.meta(step), restored, leaves)
@@ -214,20 +231,20 @@ class Checkpoints:
         if not wanted:
             return Restored(step, self.meta(step), None, {})
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args=arguments, partial_restore=True
-                )
-            ),
-        )["state"]
+        restored = self._restore(step, item=wanted, restore_args=arguments, partial_restore=True)
         leaves = {path: leaf for part in parts for path, leaf in restored.get(part, {}).items()}
         return Restored(step, self.meta(step), None, leaves)
 
     def _tree(self, step: int) -> dict[str, Any]:
         """Shapes of all arrays in a checkpoint."""
-        return dict(self._manager.item_metadata(step)["state"].tree)
+        with self._reading(step):
+            return dict(self._manager.item_metadata(step)["state"].tree)
+
+    def _restore(self, step: int, **arguments: Any) -> dict[str, Any]:
+        """Arrays of a checkpoint."""
+        state = ocp.args.PyTreeRestore(**arguments)
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
 
     def _check(self, step: int, target: Any) -> None:
         """Raises one error that lists every difference between a checkpoint and `target`."""

@@ -236,6 +236,10 @@ def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> 
     _positive(f"{prefix}batch_size", stage.batch_size)
     if stage.ema_decay is not None and not 0.0 <= stage.ema_decay < 1.0:
         raise UserError(f"config key '{prefix}ema_decay' must lie in [0, 1), not {stage.ema_decay}")
+    for name in ("learning_rate", "clip_norm"):
+        value = getattr(optim, name)
+        if value is not None and not value > 0.0:
+            raise UserError(f"config key '{prefix}optim.{name}' must be above 0, not {value}")
     parse_duration(stage.duration, f"{prefix}duration")
     parse_duration(optim.warmup, f"{prefix}optim.warmup")
     if optim.schedule_duration is not None:

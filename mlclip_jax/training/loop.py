@@ -12,7 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from mlclip_jax.data import registry
-from mlclip_jax.errors import UserError
+from mlclip_jax.errors import UserError, make_folder
+from mlclip_jax.evaluation.evaluator import metric_classes
+from mlclip_jax.spec import unknown
 from mlclip_jax.training.build import (
     build_method,
     check_backbone,
@@ -79,6 +81,7 @@ def fit(
     config = config if isinstance(config, TrainConfig) else parse_config(config)
     check_settings(config)
     workdir = Path(workdir)
+    make_folder(workdir)
     main = jax.process_index() == 0
     quiet = quiet or not main
 
@@ -94,9 +97,11 @@ def fit(
         image_size=backbone.clip.config.image.image_size,
         splits=config.eval.splits,
     )
+    metrics = metric_classes(data.space)
+    if config.eval.metric not in metrics:
+        raise unknown("metric in config key 'eval.metric':", config.eval.metric, metrics)
 
     # ---- Checkpoints -------------------------------------------------------------------------
-    workdir.mkdir(parents=True, exist_ok=True)
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
         steps = checkpoints.steps()
         meta = checkpoints.meta(steps[-1]) if steps else None
@@ -185,8 +190,10 @@ def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] 
         frozen.update({path: restored.leaves[path] for path in extra})
         interval = Interval(**meta["interval"])
     run.say(parameter_table(parts, stage.optim.groups))
-    if meta is not None:
+    if meta is not None and done < plan.steps:
         run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
+    elif meta is not None:
+        run.say(f"stage '{stage.name}' is finished: {done} steps are done, {plan.steps} asked for")
 
     # ---- Loop ------------------------------------------------------------------------------------
     run.step += done

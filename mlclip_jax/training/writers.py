@@ -107,7 +107,7 @@ class ProgressBar:
         self._name, self._start, self._total = name, start, total
         self._stream = sys.stderr if stream is None else stream
         self._enabled, self._bar = enabled, None
-        self._begin = time.monotonic()
+        self._begin: float | None = None
         if enabled and self._stream.isatty():
             from tqdm import tqdm
 
@@ -115,6 +115,8 @@ class ProgressBar:
 
     def step(self) -> None:
         """One more step was started."""
+        if self._begin is None:  # not earlier: compiling says nothing about the steps to come
+            self._begin = time.monotonic()
         if self._bar is not None:
             self._bar.update()
 
@@ -123,7 +125,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s")
         elif self._enabled:
-            elapsed = time.monotonic() - self._begin
+            elapsed = 0.0 if self._begin is None else time.monotonic() - self._begin
             left = elapsed / max(step - self._start, 1) * (self._total - step)
             self.say(
                 f"{self._name} {step}/{self._total}: loss {loss:.4f}, "

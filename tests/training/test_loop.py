@@ -25,6 +25,12 @@ TWO_STAGES = (
     {"name": "tower", "optim": {"schedule": "onecycle"}, "duration": "8 steps", "ema_decay": 0.5},
 )
 
+AVERAGED = {
+    "method": {"name": "tower", "train_bn": True},
+    "ema_decay": 0.9,
+    "log_every": "3 steps",
+}
+
 
 def one_device():
     return make_mesh(jax.devices()[:1])
@@ -89,21 +95,15 @@ def test_run_learns_and_reports(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "stop_at"),
+    ("fields", "stop_at", "devices"),
     [
-        pytest.param({}, 8, id="plain"),
-        pytest.param(
-            {
-                "method": {"name": "tower", "train_bn": True},
-                "ema_decay": 0.9,
-                "log_every": "3 steps",
-            },
-            7,
-            id="average-and-batch-norm",
-        ),
+        pytest.param({}, 8, 1, id="plain"),
+        pytest.param(AVERAGED, 7, 1, id="average-and-batch-norm"),
+        pytest.param(AVERAGED, 7, 8, id="average-and-batch-norm-on-eight-devices"),
         pytest.param(
             {"stages": TWO_STAGES, "eval": {"every": "2 steps", "splits": ("test",)}},
             8,
+            1,
             id="second-stage",
         ),
         pytest.param(
@@ -113,20 +113,21 @@ def test_run_learns_and_reports(tmp_path):
                 "data": {"name": "blocks", "augment_flip": True},
             },
             7,
+            1,
             id="plateau-and-flip",
         ),
     ],
 )
-def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at):
-    config = toys.config(**fields)
+def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at, devices):
+    config, mesh = toys.config(**fields), make_mesh(jax.devices()[:devices])
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = run(whole, config)
+    expected = run(whole, config, mesh=mesh)
     with pytest.raises(KeyboardInterrupt):
-        run(broken, config, stop_at=stop_at)
+        run(broken, config, stop_at=stop_at, mesh=mesh)
     with Checkpoints(broken) as checkpoints:
         reached = checkpoints.steps()[-1]
     assert 0 < reached < stop_at
-    result = run(broken, config)
+    result = run(broken, config, mesh=mesh)
     assert result.step == expected.step and result.metrics == expected.metrics
     assert rows(broken) == rows(whole)
     assert_same(arrays(broken), arrays(whole))
@@ -155,6 +156,18 @@ def test_eight_devices_run_like_one(tmp_path):
     assert one.step == eight.step == 3
     left, right = rows(tmp_path / "one")[0], rows(tmp_path / "eight")[0]
     np.testing.assert_allclose(left["loss"], right["loss"], rtol=1e-5)
+
+
+def test_a_run_continues_on_other_devices(tmp_path):
+    config = toys.config(**AVERAGED)
+    run(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", config, stop_at=7, mesh=make_mesh())
+    assert run(tmp_path / "broken", config).step == 10
+    left, right = arrays(tmp_path / "broken"), arrays(tmp_path / "whole")
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_allclose(left[path], right[path], rtol=1e-3, atol=1e-5, err_msg=path)
 
 
 def test_checkpoint_holds_what_differs_from_the_backbone(tmp_path):
@@ -262,6 +275,24 @@ def test_missing_checkpoint(tmp_path):
     run(tmp_path, toys.config(duration="1 steps"))
     with pytest.raises(UserError, match="no averaged weights: the run had no ema_decay"):
         load_trained(tmp_path, weights="ema")
+
+
+@pytest.mark.parametrize("damage", ["meta/metadata", "state/manifest.ocdbt", "state/_METADATA"])
+def test_damaged_checkpoint_is_named(tmp_path, damage):
+    run(tmp_path, toys.config(duration="1 steps"))
+    (tmp_path / "checkpoints" / "1" / damage).write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
+        load_trained(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
+        run(tmp_path, toys.config(duration="2 steps"))
+
+
+def test_checkpoints_of_others_are_named(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match="not of a training run"):
+        load_trained(tmp_path)
+    with pytest.raises(UserError, match="not of a training run"):
+        run(tmp_path)
 
 
 def test_other_backbone_labels_or_shapes_are_refused(tmp_path):

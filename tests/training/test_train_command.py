@@ -69,6 +69,8 @@ def test_command_trains(config_file, tmp_path, capsys):
         (["--config.optim.learning_rate.x=1"], "cannot apply --config.optim.learning_rate.x=1"),
         (["extra"], "unexpected argument 'extra'"),
         (["--wrkdir=x"], "Did you mean: workdir"),
+        (["--config.optim.learning_rate=-1"], "'optim.learning_rate' must be above 0, not -1.0"),
+        (["--config.eval.metric=map"], "unknown metric in config key 'eval.metric': 'map'; known: mAP"),
         (["--config.batch_size=9"], "9 does not divide over 8 devices: use 8 or 16"),
         (["--config.optim.groups=(('nothing', 2.0),)"], "'nothing' matches no trainable"),
     ],
@@ -93,6 +95,36 @@ def test_mistakes_are_one_line(config_file, tmp_path, capsys, args, message):
 def test_mistakes_in_the_basic_arguments(config_file, capsys, args, message):
     assert train.main([arg.format(config_file) for arg in args]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        ("# A page\n\nin words\n", "", "line 3"),
+        ("import no_such_module\n", "", "No module named 'no_such_module'"),
+        ("seed = 1\n", "", "defines no get_config()"),
+        (
+            "def get_config():\n    return {}\n",
+            ":steps=1",
+            "takes no argument: leave out ':steps=1'",
+        ),
+        ("def get_config():\n    pass\n", "", "gives None, not a dictionary"),
+    ],
+)
+def test_mistakes_in_the_config_file(tmp_path, capsys, text, argument, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    assert train.main([f"--config={path}{argument}", f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert message in error and str(path) in error
+
+
+@pytest.mark.usefixtures("toy_world")
+def test_workdir_that_is_a_file(config_file, capsys):
+    assert train.main([f"--config={config_file}", f"--workdir={config_file}"]) == 2
+    error = capsys.readouterr().err
+    assert str(config_file) in error and "choose another place" in error
 
 
 def test_help(capsys):
