@@ -88,6 +88,17 @@ def test_two_steps_and_back(tmp_path):
     assert size < 300_000
 
 
+def test_images_and_classes_are_shared_out_among_the_devices():
+    # Were the classes encoded on every device, the text tower's part would not shrink at all.
+    config = run_config({"name": "coop", "class_specific": True})
+
+    def flops(devices):
+        ((plan, arguments, _),) = abstract_step(config, mesh=make_mesh(jax.devices()[:devices]))
+        return plan.step.lower(*arguments).compile().cost_analysis()["flops"]
+
+    assert flops(8) < 0.15 * flops(1)  # 22 classes are padded to 24
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
     [

@@ -70,7 +70,7 @@ def test_command_trains(config_file, tmp_path, capsys):
         (["extra"], "unexpected argument 'extra'"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["--config.optim.learning_rate=-1"], "'optim.learning_rate' must be above 0, not -1.0"),
-        (["--config.eval.metric=map"], "unknown metric in config key 'eval.metric': 'map'; known: mAP"),
+        (["--config.eval.metric=map"], "in config key 'eval.metric': 'map'; known: mAP, mAP/"),
         (["--config.batch_size=9"], "9 does not divide over 8 devices: use 8 or 16"),
         (["--config.optim.groups=(('nothing', 2.0),)"], "'nothing' matches no trainable"),
     ],
