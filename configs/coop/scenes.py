@@ -31,7 +31,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     config.data = {"name": "scenes", "train_view": arg.view, "num_train": 2048}
     config.batch_size = 64
-    config.duration = "8 epochs"
+    config.duration = "16 epochs"
     config.optim = {"name": "adam", "learning_rate": 1e-2, "warmup": "20 steps"}
     config.ema_decay = 0.98
+    config.eval = {"every": "2 epochs"}
     return config
