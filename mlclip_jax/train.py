@@ -48,7 +48,9 @@ def load_config(text: str) -> Any:
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
     except (SyntaxError, UnicodeDecodeError, ImportError) as error:
-        raise UserError(f"the config file {path} cannot be read: {error}") from error
+        raise UserError(
+            f"the config file {path} cannot be read: {error}; configs/ holds examples"
+        ) from error
     if get_config is None:
         raise UserError(f"{path} defines no get_config(); configs/ holds examples")
     if has_argument and not inspect.signature(get_config).parameters:

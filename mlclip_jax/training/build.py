@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from mlclip_jax import methods
 from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
@@ -37,7 +36,13 @@ from mlclip_jax.training.config import (
     steps_per_epoch,
     to_steps,
 )
-from mlclip_jax.training.mesh import check_batch_size, make_mesh, replicated, split_over_data
+from mlclip_jax.training.mesh import (
+    check_batch_size,
+    label_shardings,
+    make_mesh,
+    replicated,
+    split_over_data,
+)
 from mlclip_jax.training.optim import make_optimizer
 from mlclip_jax.training.schedules import Schedule
 from mlclip_jax.training.step import (
@@ -354,29 +359,21 @@ def abstract_step(
 
         state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
         arguments = (
-            _placed(state, mesh),
-            _placed(plan.parts.frozen, mesh),
+            _placed(state, replicated(mesh)),
+            _placed(plan.parts.frozen, replicated(mesh)),
             batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh),
-            _placed_labels(labels, mesh),
+            _placed(labels, label_shardings(labels, mesh)),
         )
         results.append((plan, arguments, jax.eval_shape(plan.step, *arguments)))
     return results
 
 
-def _placed(tree: Any, mesh: Mesh) -> Any:
-    """Shapes replicated over the mesh."""
+def _placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with these shardings: one for all leaves, or one for each."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
-
-
-def _placed_labels(labels: LabelInputs, mesh: Mesh) -> LabelInputs:
-    """Shapes of label inputs laid out as `mesh.shard_labels` lays them out."""
-    classes = labels.mask.shape[0]
-
-    def place(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
-        by_class = leaf.ndim > 0 and leaf.shape[0] == classes
-        sharding = split_over_data(mesh) if by_class else replicated(mesh)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, labels)

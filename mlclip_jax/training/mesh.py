@@ -68,6 +68,17 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def label_shardings(labels: Any, mesh: Mesh) -> Any:
+    """A sharding for each leaf of label inputs: split if its leading axis is the classes'."""
+    classes = labels.mask.shape[0]
+
+    def choose(leaf: Any) -> NamedSharding:
+        by_class = leaf.ndim > 0 and leaf.shape[0] == classes
+        return split_over_data(mesh) if by_class else replicated(mesh)
+
+    return jax.tree.map(choose, labels)
+
+
 def shard_labels(labels: Any, mesh: Mesh) -> Any:
     """Label inputs on the devices: leaves with a leading class axis are split, others replicated.
 
@@ -75,14 +86,7 @@ def shard_labels(labels: Any, mesh: Mesh) -> Any:
       labels: LabelInputs whose number of classes is padded to a multiple of the data axis.
       mesh: the devices.
     """
-    classes = labels.mask.shape[0]
-
-    def place(leaf: Any) -> jax.Array:
-        leaf = np.asarray(leaf)
-        by_class = leaf.ndim > 0 and leaf.shape[0] == classes
-        return jax.device_put(leaf, split_over_data(mesh) if by_class else replicated(mesh))
-
-    return jax.tree.map(place, labels)
+    return jax.device_put(labels, label_shardings(labels, mesh))
 
 
 def device_batches(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Any]:

@@ -133,6 +133,19 @@ def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at, devices):
     assert_same(arrays(broken), arrays(whole))
 
 
+def test_steps_under_way_are_bounded(tmp_path, monkeypatch):
+    original, waiting = stage_module.StageRun._retire, []
+
+    def counted(self):
+        waiting.append(len(self.waiting))
+        original(self)
+
+    monkeypatch.setattr(stage_module.StageRun, "_retire", counted)
+    off = {"every": "0 steps"}
+    run(tmp_path, toys.config(duration="12 steps", eval=off, checkpoint=off))
+    assert len(waiting) == 12 and max(waiting) == stage_module.IN_FLIGHT + 1
+
+
 def test_finished_run_is_left_as_it_is(tmp_path):
     first = run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
