@@ -126,7 +126,7 @@ def fill(
     graph, state = nnx.split(model)
     flat = []
     for path, variable in nnx.to_flat_state(state):
-        key = _join(path)
+        key = path_string(path)
         names, transform = row_of(layout, key)
         value = transform.load([np.asarray(arrays.read(name), np.float32) for name in names])
         if key in ("image/position_embedding", "image/attention_pool/position_embedding"):
@@ -154,12 +154,13 @@ def _abstract(config: CLIPConfig, dtype: DTypeLike, *, remat: bool = False) -> C
     return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
 
 
-def _join(path: tuple) -> str:
+def path_string(path: tuple) -> str:
+    """An NNX path as text: ("image", "blocks", 0) -> "image/blocks/0"."""
     return "/".join(map(str, path))
 
 
 def _leaves(clip: CLIP) -> list[tuple[str, np.ndarray]]:
-    return [(_join(p), v.get_value()) for p, v in nnx.to_flat_state(nnx.state(clip))]
+    return [(path_string(p), v.get_value()) for p, v in nnx.to_flat_state(nnx.state(clip))]
 
 
 def _check(

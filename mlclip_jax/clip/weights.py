@@ -201,7 +201,7 @@ def _find_weights(folder: Path) -> tuple[Path, ...]:
         if (folder / name).is_file():
             return (folder / name,)
         index = folder / f"{name}.index.json"
-        if index.is_file():
+        if name.endswith(".safetensors") and index.is_file():
             shards = sorted(set(config_files.read_json(index).get("weight_map", {}).values()))
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent or not shards:

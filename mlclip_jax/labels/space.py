@@ -246,7 +246,10 @@ class LabelSpace:
             raise UserError(f"not a label space: {what}")
         value = dict(value)
         taxonomy = value.pop("taxonomy", None)
-        return cls(**value, taxonomy=Taxonomy(**taxonomy) if taxonomy else None)
+        try:
+            return cls(**value, taxonomy=Taxonomy(**taxonomy) if taxonomy else None)
+        except TypeError as error:
+            raise UserError(f"not a label space: {error}") from error
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything but `name`: equal for spaces that mean the same."""

@@ -31,14 +31,16 @@ def load(name: str) -> type[Method]:
     if name not in names():
         raise unknown("method", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
-    (method,) = (
+    found = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Method)
         and value.__module__ == module.__name__
-    )
-    return method
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__file__} must define one Method, not {len(found)}")
+    return found[0]
 
 
 def build(

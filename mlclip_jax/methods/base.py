@@ -19,6 +19,7 @@ from jax import Array
 
 from mlclip_jax import losses
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.modules.heads import cosine_logits
 from mlclip_jax.modules.prompts import Encoder
@@ -170,8 +171,3 @@ class Method(nnx.Module):
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """Whether the parameter at this path is trained."""
         return isinstance(variable, nnx.Param) and not path_string(path).startswith("clip/")
-
-
-def path_string(path: tuple[Any, ...]) -> str:
-    """An NNX path as text: ("clip", "text", 0) -> "clip/text/0"."""
-    return "/".join(map(str, path))

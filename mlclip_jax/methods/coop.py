@@ -25,9 +25,10 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, path_string
+from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig
 from mlclip_jax.modules.prompts import ClassPosition, Context, Encoder, context_prompts
 
 

@@ -21,7 +21,8 @@ from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig
-from mlclip_jax.modules.prompts import Encoder, normalize, template_prompts
+from mlclip_jax.modules.heads import normalize
+from mlclip_jax.modules.prompts import Encoder, template_prompts
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mlclip_jax.modules.prompts import normalize
+
+def normalize(x: Array) -> Array:
+    """Unit length along the last axis, in float32; a zero vector stays zero."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def cosine_logits(image_features: Array, label_features: Array, scale: Array | float) -> Array:

@@ -157,10 +157,3 @@ class Context(nnx.Module):
         """The vectors, rows in the order of `index` [c] where they are class-specific."""
         vectors = self.vectors[...]
         return vectors if vectors.ndim == 2 or index is None else vectors[index]
-
-
-def normalize(x: Array) -> Array:
-    """Unit length along the last axis, in float32; a zero vector stays zero."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * jnp.where(square > 0, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)

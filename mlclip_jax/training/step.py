@@ -23,6 +23,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.methods.base import Batch, Progress
 from mlclip_jax.training.mesh import replicated
 from mlclip_jax.training.optim import rate_state, update_average
@@ -76,7 +77,7 @@ def take_apart(method: nnx.Module) -> Parts:
     graphdef, state = nnx.split(method)
     paths, trainable, frozen = {}, {}, {}
     for path, variable in nnx.to_flat_state(state):
-        name = "/".join(map(str, path))
+        name = path_string(path)
         paths[name] = path
         is_parameter = isinstance(variable, nnx.Param)
         if not is_parameter and not isinstance(variable, nnx.BatchStat):
@@ -130,7 +131,7 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
 def _statistics(method: nnx.Module) -> Leaves:
     """BatchNorm statistics of a method by "/"-joined path."""
     state = nnx.to_flat_state(nnx.state(method, nnx.BatchStat))
-    return {"/".join(map(str, path)): variable.get_value() for path, variable in state}
+    return {path_string(path): variable.get_value() for path, variable in state}
 
 
 def init_state(

@@ -9,10 +9,10 @@ from flax import nnx
 
 from mlclip_jax.clip.weights import resolve
 from mlclip_jax.errors import UserError
+from mlclip_jax.modules.heads import normalize
 from mlclip_jax.modules.prompts import (
     Context,
     context_prompts,
-    normalize,
     template_prompts,
 )
 
