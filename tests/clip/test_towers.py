@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from mlclip_jax.clip import CLIP, PRESETS, PromptTokens
+from mlclip_jax.clip import CLIP, PRESETS, PromptTokens, ResNetConfig
 from mlclip_jax.errors import UserError
 
 MINIS = ("clip-mini", "clip-mini-rn")
@@ -121,3 +124,35 @@ def test_presets_have_the_published_sizes(name: str) -> None:
         assert round(count / 1e6, 1) == millions[name]
     else:
         assert 1e6 < count < 2.1e6
+
+
+@pytest.mark.slow
+def test_batchnorm_training_is_the_same_on_eight_devices(images: np.ndarray) -> None:
+    """Loss, gradients and running statistics of a batch spread over eight devices."""
+    tower = ResNetConfig(32, width=8, layers=(1, 1, 1, 1), heads=4)
+    clip = CLIP(replace(PRESETS["clip-mini-rn"], image=tower), rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(clip, nnx.Param, nnx.BatchStat)
+    batch = np.concatenate([images, 255 - images, images[::-1] // 2, images // 3])[:, ::2, ::2]
+    weights = np.random.default_rng(1).normal(size=(16, 64)).astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params: dict, images: jax.Array) -> tuple[jax.Array, dict]:
+        model = nnx.merge(graphdef, params, nnx.to_pure_dict(stats))
+        value = (model.encode_images(images, train_bn=True).pooled * weights).sum()
+        return value, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def run(devices: int) -> tuple:
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+        everywhere, split = (NamedSharding(mesh, spec) for spec in (P(), P("data")))
+        placed = jax.device_put(nnx.to_pure_dict(params), everywhere)
+        (value, stats), grads = loss(placed, jax.device_put(batch, split))
+        return value, stats, grads["image"]
+
+    one, eight = run(1), run(8)
+    np.testing.assert_allclose(eight[0], one[0], rtol=1e-5)
+    for part in (1, 2):
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one[part]))
+        for a, b in zip(jax.tree.leaves(one[part]), jax.tree.leaves(eight[part]), strict=True):
+            bar = max(float(np.abs(a).max()), 1e-3 * largest)  # some gradients are exactly zero
+            np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=0, atol=2e-4 * bar)
