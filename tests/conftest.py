@@ -11,3 +11,9 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
 
 # Tests spend their time compiling: fast compilation, slower code.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+from hypothesis import settings  # noqa: E402
+
+# The same examples every time, however busy the machine, and nothing left on disk.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
