@@ -22,6 +22,7 @@ from mlclip_jax.evaluation.metrics import (
     average_precision,
     mean_average_precision,
 )
+from mlclip_jax.evaluation.views import class_sets
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs
 
@@ -135,13 +136,8 @@ def metric_classes(space: LabelSpace) -> dict[str, tuple[int, ...]]:
 
     A group that is also a subset is there once, under the subset's name.
     """
-    selections = dict(space.subsets)
-    if space.taxonomy is not None:
-        groups = {name: space.taxonomy.members(name) for name in space.taxonomy.group_names}
-        named = set(selections.values())
-        selections |= {name: members for name, members in groups.items() if members not in named}
     everything = {"mAP": tuple(range(len(space)))}
-    return everything | {f"mAP/{name}": members for name, members in selections.items()}
+    return everything | {f"mAP/{name}": members for name, members in class_sets(space).items()}
 
 
 def summarise(

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlclip_jax.evaluation import metrics
+from mlclip_jax.errors import UserError
+from mlclip_jax.evaluation import metrics, ranking
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return dict(np.load(GOLDEN))
+    return dict(np.load(GOLDEN / "metrics.npz"))
+
+
+@pytest.fixture(scope="module")
+def mkt():
+    return dict(np.load(GOLDEN / "mkt.npz"))
 
 
 def brute_force_ap(scores, targets, valid):
@@ -37,11 +45,15 @@ def random_problem(seed, n=40, c=7, distinct=True):
 
 
 def test_asl_convention(golden):
-    ap = metrics.average_precision(golden["in/scores"], golden["in/labels"])
+    ap = metrics.average_precision(golden["in/scores"], golden["in/labels"], assume_negative=True)
     expected = golden["out/AP_asl_per_class"]
+    # Theirs divides by the number of positives + 1e-8.
     np.testing.assert_allclose(np.nan_to_num(ap), expected, atol=1e-7, rtol=0)
+    np.testing.assert_allclose(np.nan_to_num(ap), golden["out/AP_apmeter_per_class"], atol=1e-7)
+    np.testing.assert_allclose(np.nan_to_num(ap), golden["out/AP_lmpt_eval_map_per_class"])
     zero = metrics.mean_average_precision(ap, empty="zero")
     assert 100 * zero == pytest.approx(float(golden["out/mAP_asl_percent"]), abs=1e-5)
+    assert zero == pytest.approx(float(golden["out/mAP_lmpt_eval_map"]), rel=1e-12)
     skip = metrics.mean_average_precision(ap)
     assert skip == pytest.approx(float(golden["own/mAP_ignoring_empty_classes"]), rel=1e-6)
 
@@ -49,25 +61,71 @@ def test_asl_convention(golden):
 def test_mkt_convention(golden):
     signed = np.where(golden["in/labels"] > 0, 1, -1).astype(np.int8)
     ap = metrics.average_precision(golden["in/scores"], signed, assume_negative=False)
-    np.testing.assert_allclose(np.nan_to_num(ap), golden["out/AP_mkt_per_class"], atol=1e-6)
+    np.testing.assert_allclose(np.nan_to_num(ap), golden["out/AP_mkt_per_class"], atol=1e-7)
+    zero = metrics.mean_average_precision(ap, empty="zero")
+    assert zero == pytest.approx(float(golden["out/mAP_mkt"]), rel=1e-6)
+
+
+def test_mkt_convention_with_unknown_labels(mkt):
+    scores, labels = mkt["in/metric_scores"], mkt["in/metric_labels"]
+    assert (labels == 0).any()
+    ap = metrics.average_precision(scores, labels, assume_negative=False)
+    np.testing.assert_allclose(np.nan_to_num(ap), mkt["out/AP"], rtol=1e-6)
+    for empty, name in (("zero", "out/mAP_mean_all_classes"), ("skip", "out/mAP_mean_nonempty")):
+        mean = metrics.mean_average_precision(ap, empty=empty)
+        assert mean == pytest.approx(float(mkt[name]), rel=1e-6)
 
 
 def test_grouped_ties_are_those_of_scikit_learn(golden):
     scores, labels = golden["in/scores_ties"], golden["in/labels"]
     ap = metrics.average_precision(scores, labels, ties="grouped")
     np.testing.assert_allclose(np.nan_to_num(ap), golden["out/AP_lmpt_ties_per_class"], atol=1e-12)
+    zero = metrics.mean_average_precision(ap, empty="zero")
+    assert zero == pytest.approx(float(golden["out/mAP_lmpt_ties"]), rel=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["thr0.5", "thr0.3", "top3"])
-def test_precision_recall_f1(golden, rule):
-    scores, labels = golden["in/scores"], golden["in/labels"]
-    by_rank = rule == "top3"
-    decisions = metrics.top_k_decisions(scores, 3) if by_rank else scores > float(rule[3:])
-    figures = metrics.precision_recall_f1(decisions, labels)
-    ours = [100 * figures[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")]
-    np.testing.assert_allclose(ours, golden[f"out/CP_CR_CF1_OP_OR_OF1_{rule}"], rtol=1e-6)
-    harmonic = float(golden[f"out/CF1_harmonic_of_CP_CR_{rule}"])
-    assert 100 * figures["CF1_harmonic"] == pytest.approx(harmonic, rel=1e-6)
+@pytest.mark.parametrize("distinct", [True, False])
+def test_grouped_ties_against_scikit_learn_itself(distinct):
+    from sklearn.metrics import average_precision_score
+
+    scores, targets = random_problem(9, n=300, distinct=distinct)
+    ap = metrics.average_precision(scores, targets, assume_negative=True, ties="grouped")
+    expected = [average_precision_score(t > 0, s) for s, t in zip(scores.T, targets.T, strict=True)]
+    np.testing.assert_allclose(ap, expected, rtol=1e-12)
+
+
+def test_average_precision_over_the_classes_of_an_image(golden):
+    scores, labels = golden["in/scores"].T, golden["in/labels"].T
+    ap = metrics.average_precision(scores, labels, assume_negative=True)
+    mean = metrics.mean_average_precision(ap)
+    expected = float(golden["out/samplewise_mAP_zero_shot_compute_mAP"])
+    assert mean == pytest.approx(expected, rel=1e-6)
+
+
+def test_weighted_mean(golden):
+    labels = golden["in/labels"]
+    ap = metrics.average_precision(golden["in/scores"], labels)
+    positives = metrics.count_positives(labels)
+    np.testing.assert_array_equal(positives, (labels > 0).sum(axis=0))
+    weighted = metrics.weighted_mean_average_precision(ap, positives)
+    expected = float(golden["own/WmAP_positive_count_weighted"])
+    assert weighted == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(metrics.weighted_mean_average_precision(np.array([np.nan]), np.array([0])))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ("released", "out/lt_head_medium_tail"),
+        ("paper", "out/lt_paper_headstrict_medium20to100_tail"),
+    ],
+)
+def test_head_medium_tail(golden, rule, name):
+    ap = np.nan_to_num(metrics.average_precision(golden["in/scores"], golden["in/labels"]))
+    groups = metrics.frequency_groups(golden["in/class_freq"], rule=rule)
+    assert list(groups) == ["head", "medium", "tail"]
+    assert sorted(np.concatenate(list(groups.values()))) == list(range(12))
+    np.testing.assert_allclose([ap[g].mean() for g in groups.values()], golden[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -97,31 +155,27 @@ def test_negative_zero_ties_with_zero():
     assert metrics.average_precision(scores, targets)[0] == 1.0
 
 
-def test_classes_in_chunks_equal_all_at_once(monkeypatch):
-    scores, targets = random_problem(1)
-    whole = metrics.average_precision(scores, targets)
-    monkeypatch.setattr(metrics, "_CHUNK_ENTRIES", 90)  # two classes at a time
-    np.testing.assert_array_equal(metrics.average_precision(scores, targets), whole)
+@pytest.mark.parametrize("ties", ["stable", "grouped"])
+def test_classes_in_chunks_equal_all_at_once(monkeypatch, ties):
+    scores, targets = random_problem(1, distinct=False)
+    whole = metrics.average_precision(scores, targets, ties=ties)
+    positives = metrics.count_positives(targets)
+    monkeypatch.setattr(ranking, "BLOCK_ENTRIES", 90)  # two classes at a time, in threads
+    monkeypatch.setattr(ranking, "_TRANSPOSED_ROWS", 7)
+    found = metrics.average_precision(scores, targets, ties=ties)
+    np.testing.assert_array_equal(found, whole)
+    np.testing.assert_array_equal(metrics.count_positives(targets), positives)
+
+
+def test_infinite_scores_have_a_rank():
+    scores, targets = np.array([[-np.inf], [np.inf], [0.0]]), np.array([[1], [-1], [1]], np.int8)
+    assert metrics.average_precision(scores, targets)[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_mean_over_no_class_is_nan():
     empty = metrics.average_precision(np.zeros((0, 3)), np.zeros((0, 3), np.int8))
     assert np.isnan(empty).all() and np.isnan(metrics.mean_average_precision(empty))
     assert metrics.mean_average_precision(empty, empty="zero") == 0.0
-
-
-@pytest.mark.parametrize("distinct", [True, False])
-def test_best_threshold_by_trying_all(distinct):
-    scores, targets = random_problem(6, distinct=distinct)
-
-    def f1(threshold):
-        return metrics.precision_recall_f1(scores > threshold, targets)["OF1"]
-
-    best = metrics.best_f1_threshold(scores, targets)
-    everything = [f1(value - 0.5) for value in np.unique(scores)]
-    assert f1(best) == pytest.approx(max(everything), abs=1e-12)
-    with pytest.raises(ValueError, match="no class has a positive"):
-        metrics.best_f1_threshold(scores, -np.ones_like(targets))
 
 
 def gather(scores, targets, index, parts):
@@ -136,24 +190,69 @@ def gather(scores, targets, index, parts):
     return merged
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_merging_in_any_order_equals_the_whole(seed):
-    scores, targets = random_problem(seed, distinct=False)  # ties: row order must not leak
+@st.composite
+def problems(draw):
+    """Scores with ties, targets, and a permutation of the images."""
+    n, c = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    cells = st.lists(st.integers(-3, 3), min_size=n * c, max_size=n * c)
+    scores = np.array(draw(cells), np.float32).reshape(n, c)
+    labels = st.lists(st.sampled_from([-1, 0, 1]), min_size=n * c, max_size=n * c)
+    targets = np.array(draw(labels), np.int8).reshape(n, c)
+    return scores, targets, np.array(draw(st.permutations(range(n))))
+
+
+@given(problems(), st.lists(st.integers(0, 12), max_size=4), st.randoms(use_true_random=False))
+def test_merging_in_any_order_equals_the_whole(problem, cuts, random):
+    scores, targets, order = problem  # ties: the order of rows must not leak
     index = np.arange(len(scores)) * 3
-    rng = np.random.default_rng(seed)
-    parts = np.array_split(rng.permutation(len(scores)), 5)
+    parts = np.split(order, sorted(cuts))
+    random.shuffle(parts)
     merged = gather(scores, targets, index, parts).arrays()
     for ours, whole in zip(merged, (scores, targets, index), strict=True):
         np.testing.assert_array_equal(ours, whole)
 
 
-def test_order_of_images_is_irrelevant_for_distinct_scores():
-    scores, targets = random_problem(3)
-    order = np.random.default_rng(3).permutation(len(scores))
+@given(problems())
+def test_grouped_ties_do_not_depend_on_the_order_of_images(problem):
+    scores, targets, order = problem
+    np.testing.assert_array_equal(
+        metrics.average_precision(scores, targets, ties="grouped"),
+        metrics.average_precision(scores[order], targets[order], ties="grouped"),
+    )
+
+
+@given(problems())
+def test_order_of_images_is_irrelevant_for_distinct_scores(problem):
+    scores, targets, order = problem
+    scores = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0)
     np.testing.assert_array_equal(
         metrics.average_precision(scores, targets),
         metrics.average_precision(scores[order], targets[order]),
     )
+
+
+@given(
+    problems(),
+    st.sampled_from(["stable", "grouped"]),
+    st.sampled_from([np.exp, np.arctan, lambda x: x**3, lambda x: 1000 * x - 7]),
+)
+def test_increasing_functions_of_the_scores_change_nothing(problem, ties, function):
+    scores, targets, _ = problem
+    np.testing.assert_array_equal(
+        metrics.average_precision(scores, targets, ties=ties),
+        metrics.average_precision(function(scores), targets, ties=ties),
+    )
+
+
+@given(problems(), st.sampled_from([True, False, None]))
+def test_average_precision_is_its_definition_on_anything(problem, assume_negative):
+    scores, targets, _ = problem
+    expected = []
+    for values, labels in zip(scores.T, targets.T, strict=True):
+        everything = assume_negative or (assume_negative is None and -1 not in labels)
+        expected.append(brute_force_ap(values, labels, (labels != 0) | bool(everything)))
+    ap = metrics.average_precision(scores, targets, assume_negative=assume_negative)
+    np.testing.assert_allclose(ap, expected, rtol=1e-12)
 
 
 def test_padded_rows_and_classes_do_not_count():
@@ -191,10 +290,14 @@ def test_mistakes_are_named():
     state = metrics.Predictions(3)
     with pytest.raises(ValueError, match="must both be"):
         state.append(np.zeros((2, 2)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match=r"NaN: .*use an earlier checkpoint"):
         state.append(np.full((1, 3), np.nan), np.zeros((1, 3)))
     with pytest.raises(ValueError, match="cannot merge"):
         state.merge(metrics.Predictions(2))
     state.append(np.zeros((2, 3)), np.zeros((2, 3)), index=[4, 4])
     with pytest.raises(ValueError, match="scored twice"):
         state.arrays()
+    with pytest.raises(ValueError, match="must both be"):
+        metrics.average_precision(np.zeros((2, 3)), np.zeros((2, 2), np.int8))
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.average_precision(np.full((2, 1), np.nan), np.zeros((2, 1), np.int8))
