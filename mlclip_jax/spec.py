@@ -51,7 +51,7 @@ def parse_call(text: str, *, what: str) -> tuple[str, tuple[Any, ...], dict[str,
 
 def bind_call(
     text: str, table: Mapping[str, Callable[..., T]], *, what: str, reserved: tuple[str, ...] = ()
-) -> Callable[..., T]:
+) -> functools.partial[T]:
     """The function that `text` names, with the keyword arguments it gives.
 
     Args:

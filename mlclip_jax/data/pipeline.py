@@ -29,6 +29,9 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Example:
         """Example i."""
 
+    def label_matrix(self) -> np.ndarray:
+        """Targets of all examples, int8 [n c], without their images."""
+
 
 class _Prepare:
     """Maps an example of the source to arrays of the batch's dtypes; picklable for workers."""

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Reduction = Literal["mean", "sum", "sum_classes_mean_images"]
-
-
-def _reduce(loss: Array, where: Array | None, reduction: Reduction) -> Array:
-    """[b c] to a scalar over the entries that count."""
-    where = jnp.broadcast_to(True if where is None else where, loss.shape)
-    total = jnp.where(where, loss, 0).sum()
-    if reduction == "sum":
-        return total
-    count = where.sum() if reduction == "mean" else where.any(-1).sum()
-    return total / jnp.maximum(count, 1)
-
-
-def _as_float32(logits: Array) -> Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+from mlclip_jax.losses.common import (
+    Reduction,
+    focal_weight,
+    prepare,
+    reduce,
+    safe_power,
+    softplus,
+    towards,
+)
 
 
 def binary_cross_entropy(
@@ -35,6 +27,8 @@ def binary_cross_entropy(
 ) -> Array:
     """`-log sigmoid(x)` of positives, `-log sigmoid(-x)` of the rest.
 
+    The multi-label soft margin loss is the same function.
+
     Args:
         logits: [b c].
         targets: int8 [b c]; 0 counts as negative (assume-negative) unless `ignore_unobserved`.
@@ -44,16 +38,39 @@ def binary_cross_entropy(
 
     Source: the textbook form; assume-negative as in Cole et al., 2021.
     """
-    x = _as_float32(logits)
-    if ignore_unobserved:
-        observed = targets != 0
-        where = observed if where is None else where & observed
-    return _reduce(jnp.where(targets > 0, _softplus(-x), _softplus(x)), where, reduction)
+    x, targets, where = prepare(logits, targets, where, ignore_unobserved=ignore_unobserved)
+    return reduce(softplus(-towards(targets > 0, x)), where, reduction)
 
 
-def _softplus(x: Array) -> Array:
-    """`log(1 + exp(x))`, finite with finite gradient for every finite x."""
-    return jnp.logaddexp(x, 0)
+def focal(
+    logits: Array,
+    targets: Array,
+    *,
+    where: Array | None = None,
+    gamma: float = 2.0,
+    alpha: float | None = None,
+    ignore_unobserved: bool = False,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Focal loss: `-alpha_t (1 - p_t)^gamma log p_t`, p_t the probability of the right answer.
+
+    Args:
+        logits: [b c].
+        targets: int8 [b c]; 0 counts as negative unless `ignore_unobserved`.
+        where: mask that broadcasts to [b c].
+        gamma: focusing exponent.
+        alpha: weight of positives, 1 - alpha of the rest; None weighs both with 1.
+        ignore_unobserved: leave entries with target 0 out of sum and count.
+        reduction: over the entries that count.
+
+    Source: Lin et al., ICCV 2017, Eqs. 4-5 (there summed and divided by the number of anchors).
+    """
+    x, targets, where = prepare(logits, targets, where, ignore_unobserved=ignore_unobserved)
+    right = towards(targets > 0, x)
+    loss = softplus(-right) * focal_weight(right, gamma)
+    if alpha is not None:
+        loss = loss * jnp.where(targets > 0, alpha, 1 - alpha)
+    return reduce(loss, where, reduction)
 
 
 def asymmetric(
@@ -65,6 +82,7 @@ def asymmetric(
     gamma_positive: float = 0.0,
     clip: float = 0.05,
     focal_gradient: bool = False,
+    ignore_unobserved: bool = False,
     reduction: Reduction = "sum",
 ) -> Array:
     """Asymmetric loss (ASL): focal weights of their own for positives and negatives.
@@ -72,26 +90,67 @@ def asymmetric(
     With p = sigmoid(x) and q = min(1 - p + clip, 1):
     positives `-(1 - p)^gamma_positive log p`, others `-(1 - q)^gamma_negative log q`.
 
+    On the difference of a positive and a negative prompt's logits, with `ignore_unobserved`, it is
+    the loss of DualCoOp.
+
     Args:
         logits: [b c].
-        targets: int8 [b c]; 0 counts as negative.
+        targets: int8 [b c]; 0 counts as negative unless `ignore_unobserved`.
         where: mask that broadcasts to [b c].
         gamma_negative, gamma_positive: focusing exponents.
         clip: probability margin below which a negative costs nothing.
         focal_gradient: let gradients through the focal weight (the release does not).
+        ignore_unobserved: leave entries with target 0 out of sum and count.
         reduction: the release sums; LMPT takes the mean.
 
     Source: Ridnik et al., ICCV 2021, Eqs. 4-7; logs are floored at 1e-8 as in the release.
     """
-    x = _as_float32(logits)
+    x, targets, where = prepare(logits, targets, where, ignore_unobserved=ignore_unobserved)
     p = jax.nn.sigmoid(x)
     q = jnp.minimum(1 - p + clip, 1) if clip > 0 else 1 - p
     right = jnp.where(targets > 0, p, q)
     log_right = jnp.log(jnp.maximum(right, 1e-8))
     gamma = jnp.where(targets > 0, gamma_positive, gamma_negative)
-    # 0 ** 0 = 1 with a finite gradient: the base is replaced where the exponent is 0.
-    base = jnp.where(gamma > 0, jnp.clip(1 - right, 0, 1), 1)
-    weight = jnp.where(base > 0, jnp.where(base > 0, base, 1) ** gamma, 0)
+    weight = safe_power(jnp.clip(1 - right, 0, 1), gamma)
     if not focal_gradient:
         weight = jax.lax.stop_gradient(weight)
-    return _reduce(-log_right * weight, where, reduction)
+    return reduce(-log_right * weight, where, reduction)
+
+
+def asymmetric_softmax(
+    logits: Array,
+    targets: Array,
+    *,
+    where: Array | None = None,
+    gamma_negative: float = 4.0,
+    gamma_positive: float = 0.0,
+    smoothing: float = 0.1,
+) -> Array:
+    """Asymmetric loss for images of one label: softmax over the classes instead of c sigmoids.
+
+    With p = softmax(x), y = 1 for the positive and 0 elsewhere, y' = (1 - smoothing) y +
+    smoothing / c: `-sum_c y' (1 - p)^gamma_positive log p` where y = 1 and
+    `-sum_c y' p^gamma_negative log p` elsewhere; mean over images.
+
+    Args:
+        logits: [b c].
+        targets: int8 [b c], one +1 in each row; 0 counts as negative.
+        where: mask that broadcasts to [b c]; masked classes are no part of the softmax.
+        gamma_negative, gamma_positive: focusing exponents.
+        smoothing: label smoothing.
+
+    Source: the release of Ridnik et al., ICCV 2021, for single labels; its weight has a gradient.
+    """
+    x, targets, where = prepare(logits, targets, where)
+    log_p = jax.nn.log_softmax(jnp.where(where, x, jnp.finfo(x.dtype).min / 2), axis=-1)
+    log_p = jnp.where(where, log_p, 0)
+    positive = targets > 0
+    p = jnp.exp(log_p)
+    weight = jnp.where(
+        positive,
+        safe_power(jnp.where(positive, 1 - p, 1), gamma_positive),
+        jnp.exp(gamma_negative * log_p),
+    )
+    classes = jnp.maximum(where.sum(-1, keepdims=True), 1)
+    smoothed = positive * (1 - smoothing) + smoothing / classes
+    return reduce(-smoothed * weight * log_p, where, "sum_classes_mean_images")

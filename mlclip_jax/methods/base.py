@@ -9,7 +9,7 @@ labels --encode_labels--> label features [c d]
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +21,7 @@ from mlclip_jax import losses
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.losses import Progress
 from mlclip_jax.modules.heads import cosine_logits
 from mlclip_jax.modules.prompts import Encoder
 
@@ -43,32 +44,35 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Progress:
-    """How far training is, for losses that change on the way: traced int32 scalars."""
-
-    step: Array
-    epoch: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class LabelInputs:
     """A label space on the device; an argument of the step, never part of a model.
 
     prompts: one set of tokens for each template; index int32 [c], each class's row in its label
     space; mask bool [c], False for classes that only pad c to a multiple of the devices (they
-    repeat class 0); group int32 [c], where the space has a taxonomy.
+    repeat class 0); group int32 [c], where the space has a taxonomy; class_counts float32 [c] and
+    num_images float32 [], positives of each class and images in training, for losses that ask.
     """
 
     prompts: tuple[PromptTokens, ...]
     index: Array
     mask: Array
     group: Array | None = None
+    class_counts: Array | None = None
+    num_images: Array | None = None
 
     @property
     def num_classes(self) -> int:
         """c, padding included."""
         return self.mask.shape[0]
+
+    def with_counts(self, targets: np.ndarray) -> LabelInputs:
+        """The same with the counts of these training labels, int8 [n c] without padding."""
+        counts = (targets > 0).sum(0).astype(np.float32)
+        return replace(
+            self,
+            class_counts=counts[np.asarray(self.index)],
+            num_images=np.asarray(len(targets), np.float32),
+        )
 
 
 def padded_index(classes: int, multiple_of: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,8 +169,19 @@ class Method(nnx.Module):
         self, logits: Array, batch: Batch, labels: LabelInputs, progress: Progress
     ) -> tuple[Array, dict[str, Array]]:
         """The scalar to minimise, and further scalars to log."""
-        where = batch.mask[:, None] & labels.mask[None]
-        return losses.get(self.config.loss)(logits, batch.targets, where=where), {}
+        loss = losses.get(self.config.loss)(
+            logits,
+            batch.targets,
+            where=batch.mask[:, None] & labels.mask[None],
+            progress=progress,
+            class_counts=labels.class_counts,
+            num_images=labels.num_images,
+        )
+        return loss, {}
+
+    def needs_counts(self) -> bool:
+        """Whether the loss asks for the class counts of the training labels."""
+        return not losses.get(self.config.loss).needs.isdisjoint({"class_counts", "num_images"})
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """Whether the parameter at this path is trained."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -346,6 +347,8 @@ def abstract_step(
             backbone = Backbone(random_clip(config.backbone), tokenizer, "")
             method = build_method(stage, backbone, space, seed=0)
             labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
+            if method.needs_counts():
+                labels = labels.with_counts(np.ones((1, len(space)), np.int8))
             return method
 
         method = nnx.eval_shape(build)

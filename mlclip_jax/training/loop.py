@@ -155,6 +155,8 @@ def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] 
         run.metrics = meta["metrics"]
     method = build_method(stage, run.backbone, data.space, seed=config.seed)
     host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
+    if method.needs_counts():
+        host_labels = host_labels.with_counts(data.train.label_matrix())
     plan = plan_stage(
         stage,
         method,
