@@ -22,6 +22,7 @@ from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
 from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.data import registry
+from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
@@ -33,7 +34,6 @@ from mlclip_jax.training.config import (
     StageConfig,
     TrainConfig,
     parse_config,
-    steps_per_epoch,
     to_steps,
 )
 from mlclip_jax.training.mesh import (
@@ -44,7 +44,6 @@ from mlclip_jax.training.mesh import (
     split_over_data,
 )
 from mlclip_jax.training.optim import make_optimizer
-from mlclip_jax.training.schedules import Schedule
 from mlclip_jax.training.step import (
     Leaves,
     Parts,
@@ -170,20 +169,17 @@ class Plan:
 
     Attributes:
       parts: the method taken apart, with starting values.
-      optimizer, schedule: of the stage.
+      optimizer: of the stage.
       step: the jitted training step.
       steps: length of the stage.
       epoch_steps: steps in an epoch.
-      first_step: global step at which the stage starts.
     """
 
     parts: Parts
     optimizer: optax.GradientTransformation
-    schedule: Schedule
     step: Callable[..., Any]
     steps: int
     epoch_steps: int
-    first_step: int
 
 
 def batch_shape(batch_size: int, image_size: int, classes: int, mesh: Mesh) -> Batch:
@@ -255,7 +251,7 @@ def plan_stage(
         first_step=first_step,
         augment_flip=augment_flip,
     )
-    return Plan(parts, optimizer, schedule, step, steps, epoch, first_step)
+    return Plan(parts, optimizer, step, steps, epoch)
 
 
 @dataclass(frozen=True)
