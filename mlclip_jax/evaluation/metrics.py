@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from mlclip_jax.errors import UserError
+
 # Rows times classes sorted at once: bounds the working memory whatever the number of classes.
 _CHUNK_ENTRIES = 1 << 22
 
@@ -53,7 +55,8 @@ class Predictions:
             mask: bool `[b]`, False for rows that pad the batch; they are dropped.
 
         Raises:
-            ValueError: shapes disagree, or a score that counts is NaN.
+            ValueError: shapes disagree.
+            UserError: a score that counts is NaN.
         """
         scores = np.asarray(scores)[:, : self.num_classes].astype(np.float32, copy=False)
         targets = np.asarray(targets)[:, : self.num_classes].astype(np.int8, copy=False)
@@ -67,7 +70,11 @@ class Predictions:
             keep = np.asarray(mask, bool)
             scores, targets, index = scores[keep], targets[keep], index[keep]
         if np.isnan(scores).any():
-            raise ValueError("a score is NaN; the weights that gave it have diverged")
+            raise UserError(
+                "a score is NaN: the weights that gave it have diverged; use an earlier checkpoint "
+                "or train again in another workdir, with a lower optim.learning_rate or with "
+                "optim.clip_norm"
+            )
         self._chunks.append((scores.copy(), targets.copy(), index.astype(np.int64)))
 
     def merge(self, other: Predictions) -> Predictions:

@@ -203,9 +203,9 @@ class StageRun:
                 else "there is no checkpoint yet"
             )
             raise UserError(
-                f"loss or gradient is not finite at step {step} (loss {values['loss']}, gradient "
-                f"norm {values['grad_norm']}): {mend}; lower optim.learning_rate or set "
-                "optim.clip_norm"
+                f"loss, gradient or BatchNorm statistics are not finite at step {step} (loss "
+                f"{values['loss']}, gradient norm {values['grad_norm']}): {mend}; lower "
+                "optim.learning_rate or set optim.clip_norm"
             )
         self.interval.add(values)
         self.timed += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation import metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.npz"
@@ -191,7 +192,7 @@ def test_mistakes_are_named():
     state = metrics.Predictions(3)
     with pytest.raises(ValueError, match="must both be"):
         state.append(np.zeros((2, 2)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match=r"NaN: .*use an earlier checkpoint"):
         state.append(np.full((1, 3), np.nan), np.zeros((1, 3)))
     with pytest.raises(ValueError, match="cannot merge"):
         state.merge(metrics.Predictions(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -274,7 +275,7 @@ def test_guard_names_the_step_and_the_last_good_checkpoint(tmp_path):
         eval={"every": "0 steps"},
     )
     with pytest.raises(
-        UserError, match=r"not finite at step 2 .*last good checkpoint is step 1 in"
+        UserError, match=r"are not finite at step 2 .*last good checkpoint is step 1 in"
     ):
         run(tmp_path, config)
     assert restore_model(tmp_path).step == 1
@@ -290,10 +291,25 @@ def test_missing_checkpoint(tmp_path):
         load_trained(tmp_path, weights="ema")
 
 
-@pytest.mark.parametrize("damage", ["meta/metadata", "state/manifest.ocdbt", "state/_METADATA"])
-def test_damaged_checkpoint_is_named(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "meta/metadata",
+        "state/_METADATA",
+        "state/manifest.ocdbt",
+        "state/d",
+        "state/ocdbt.process_0/d",
+    ],
+)
+def test_damaged_checkpoint_is_named(tmp_path, damage, monkeypatch):
     run(tmp_path, toys.config(duration="1 steps"))
-    (tmp_path / "checkpoints" / "1" / damage).write_bytes(b"")
+    damaged = tmp_path / "checkpoints" / "1" / damage
+    if damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_bytes(b"")
+    if "METADATA" not in damage:  # arrays that are not there are not asked for
+        monkeypatch.setattr(Checkpoints, "_restore", None)
     with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
         load_trained(tmp_path)
     with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
