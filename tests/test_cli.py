@@ -15,6 +15,7 @@ from PIL import Image
 import mlclip_jax
 from mlclip_jax import cli, errors, evaluate, tag
 from mlclip_jax.labels import catalog
+from mlclip_jax.training import build
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.writers import read_rows
 
@@ -170,8 +171,13 @@ def test_tagging_with_a_trained_method(tmp_path, trained, labels, capsys):
     assert {tag["label"] for tag in lines[0]["labels"]} == {"cat", "red car", "sky"}
 
 
-def test_evaluating_gives_the_figures_of_the_run(trained, capsys):
+def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
+    original, loads = build.load_backbone, []
+    monkeypatch.setattr(
+        build, "load_backbone", lambda *a, **k: loads.append(a) or original(*a, **k)
+    )
     assert cli.main(["evaluate", f"--workdir={trained}", "--checkpoint=latest"]) == 0
+    assert len(loads) == 1  # raw, averaged and zero-shot share it
     out = capsys.readouterr().out
     folder = trained / "report" / "test"
     assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.md") in out

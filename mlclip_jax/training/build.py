@@ -261,7 +261,7 @@ class Trained:
     Attributes:
       method: with its trained values.
       space: labels it was trained for.
-      tokenizer: of its backbone.
+      backbone: what it was built on.
       config: of the run.
       meta: description in the checkpoint; "weights" says which were taken.
       step: of the checkpoint.
@@ -269,7 +269,7 @@ class Trained:
 
     method: Method
     space: LabelSpace
-    tokenizer: Tokenizer
+    backbone: Backbone
     config: TrainConfig
     meta: Mapping[str, Any]
     step: int
@@ -289,13 +289,20 @@ def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> No
         )
 
 
-def load_trained(workdir: str | Path, *, which: str = "best", weights: str = "auto") -> Trained:
+def load_trained(
+    workdir: str | Path,
+    *,
+    which: str = "best",
+    weights: str = "auto",
+    backbone: Backbone | None = None,
+) -> Trained:
     """The trained method in a working directory.
 
     Args:
       workdir: of the run.
       which: "best" or "latest" checkpoint.
       weights: "raw", "ema", or "auto" (averaged where there are any).
+      backbone: of the run, where an earlier call has loaded it.
 
     Raises:
       UserError: no checkpoint, or the backbone has other weights now.
@@ -303,13 +310,13 @@ def load_trained(workdir: str | Path, *, which: str = "best", weights: str = "au
     restored = restore_model(workdir, which=which, weights=weights)
     config = parse_config(restored.meta["config"])
     space = LabelSpace.from_json(restored.meta["label_space"])
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = backbone or load_backbone(config.backbone, seed=config.seed)
     check_backbone(restored.meta, backbone, config.backbone.name)
     stage = config.stages[restored.meta["stage"]]
     parts = take_apart(build_method(stage, backbone, space, seed=config.seed))
     parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
     method = parts.merge({**parts.trainable, **parts.frozen})
-    return Trained(method, space, backbone.tokenizer, config, restored.meta, restored.step)
+    return Trained(method, space, backbone, config, restored.meta, restored.step)
 
 
 def abstract_step(

@@ -13,6 +13,7 @@ import toys
 from toys import toy_world  # noqa: F401  (a fixture)
 
 from mlclip_jax.errors import UserError
+from mlclip_jax.training import loop
 from mlclip_jax.training import stage as stage_module
 from mlclip_jax.training.build import load_trained
 from mlclip_jax.training.checkpoint import Checkpoints, restore_model
@@ -147,6 +148,26 @@ def test_steps_under_way_are_bounded(tmp_path, monkeypatch):
     assert len(waiting) == 12 and max(waiting) == stage_module.IN_FLIGHT + 1
 
 
+def test_a_step_transfers_nothing_by_itself(tmp_path, monkeypatch):
+    # Labels left on the host would be sent anew for every step.
+    monkeypatch.setattr(loop, "shard_labels", lambda labels, mesh: labels)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(tmp_path, toys.config(duration="2 steps"))
+
+
+def test_evaluation_reads_each_split_once_for_all_weights(tmp_path, monkeypatch):
+    original, opened = stage_module.eval_batches, []
+
+    def counted(source, *args, **kwargs):
+        opened.append(source.seed)
+        return original(source, *args, **kwargs)
+
+    monkeypatch.setattr(stage_module, "eval_batches", counted)
+    evaluation = {"every": "2 steps", "splits": ("validation", "test")}
+    run(tmp_path, toys.config(duration="4 steps", ema_decay=0.5, eval=evaluation))
+    assert opened == [1, 2, 1, 2]
+
+
 def test_finished_run_is_left_as_it_is(tmp_path):
     first = run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -237,7 +258,8 @@ def test_best_checkpoints_stay(tmp_path):
 
     def scripted(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.metrics["mAP"] = next(scores)
+        for result in found.values():
+            result.metrics["mAP"] = next(scores)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -256,7 +278,8 @@ def test_best_checkpoint_is_of_the_last_stage(tmp_path):
 
     def scripted(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.metrics["mAP"] = next(scores)
+        for result in found.values():
+            result.metrics["mAP"] = next(scores)
         return found
 
     stages = ({"name": "one", "duration": "1 steps"}, {"name": "two", "duration": "3 steps"})
