@@ -16,6 +16,7 @@ import mlclip_jax
 from mlclip_jax import cli, errors, evaluate, tag
 from mlclip_jax.labels import catalog
 from mlclip_jax.training import build
+from mlclip_jax.training.checkpoint import Checkpoints
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.writers import read_rows
 
@@ -192,6 +193,16 @@ def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
     assert found["num_images"] == 21
     names = ["evaluation.json", "examples.png", "per_class.png", "report.md", "training.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path, monkeypatch):
+    with Checkpoints(trained) as checkpoints:
+        config = checkpoints.meta(2)["config"]
+    config = {**config, "backbone": {"name": clip.name}, "duration": "1 steps"}
+    monkeypatch.chdir(clip.parent)
+    fit(config, tmp_path / "run", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    assert build.load_trained("run").config.backbone.name == str(clip)
 
 
 def test_evaluating_one_set_of_weights(trained, tmp_path, capsys):

@@ -7,7 +7,7 @@ serving (`load_trained`), and a dry run of a full-size configuration without any
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,26 @@ class Backbone:
     digest: str
 
 
-def check_settings(config: TrainConfig) -> None:
+def check_settings(config: TrainConfig) -> dict[str, Any]:
     """Checks the settings of methods and data, before weights are fetched or images opened.
+
+    Returns:
+      What decides which examples a run sees and what trains, defaults filled in.
 
     Raises:
       UserError: unknown method, dataset or setting.
     """
-    registry.label_space(config.data)
+    name, data = registry.settings(config.data)
+    data = {"name": name, **asdict(data)}
+    del data["num_workers"]  # changes nothing that training sees
+    stages = []
     for stage in config.stages:
         fields = {key: value for key, value in stage.method.items() if key != "name"}
-        from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
+        chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
+        method = {"name": stage.method["name"], **asdict(chosen)}
+        stages.append({"name": stage.name, "batch_size": stage.batch_size, "method": method})
+    several = config.source.get("stages")
+    return {"seed": config.seed, "data": data} | ({"stages": stages} if several else stages[0])
 
 
 def preset(config: BackboneConfig) -> CLIPConfig:
@@ -121,6 +131,16 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     found = clip_weights.resolve(config.name, revision=config.revision)
     clip = found.load(dtype=dtype, image_size=config.image_size, remat=config.remat)
     return Backbone(clip, found.tokenizer(), found.digest())
+
+
+def with_absolute_backbone(config: TrainConfig) -> TrainConfig:
+    """`config` with the full path of a backbone that is a folder: it is found from anywhere."""
+    name = config.backbone.name
+    if config.backbone.weights == "random" or name in clip_weights.MINIS or not Path(name).is_dir():
+        return config
+    backbone = replace(config.backbone, name=str(Path(name).absolute()))
+    source = {**config.source, "backbone": {**config.source["backbone"], "name": backbone.name}}
+    return replace(config, backbone=backbone, source=source)
 
 
 def build_method(stage: StageConfig, backbone: Backbone, space: LabelSpace, *, seed: int) -> Method:

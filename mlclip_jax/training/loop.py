@@ -21,6 +21,7 @@ from mlclip_jax.training.build import (
     check_settings,
     load_backbone,
     plan_stage,
+    with_absolute_backbone,
     with_leaves,
 )
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
@@ -80,6 +81,7 @@ def fit(
     """
     config = config if isinstance(config, TrainConfig) else parse_config(config)
     check_settings(config)
+    config = with_absolute_backbone(config)
     workdir = Path(workdir)
     make_folder(workdir)
     main = jax.process_index() == 0
@@ -111,11 +113,7 @@ def fit(
                 raise UserError(
                     f"the checkpoint in {workdir} was trained on other labels: use another workdir"
                 )
-            if meta["stage"] >= len(config.stages):
-                raise UserError(
-                    f"the checkpoint in {workdir} is in stage {meta['stage'] + 1} and the "
-                    f"configuration has {len(config.stages)}: use another workdir"
-                )
+            check_unchanged(parse_config(meta["config"]), config, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
                 print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
@@ -132,16 +130,34 @@ def fit(
         return Result(workdir, run.step, run.metrics)
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Dotted keys at which two plain configurations differ; tuples equal lists."""
+def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:
+    """Raises unless a run that goes on sees the same examples and trains the same method.
+
+    Lengths, intervals and the optimizer's settings may change.
+
+    Raises:
+      UserError: naming the keys with their old and new values.
+    """
+    changed = differences(check_settings(old), check_settings(new))
+    if changed:
+        values = "; ".join(f"{key} was {a!r} and is {b!r}" for key, (a, b) in changed.items())
+        raise UserError(
+            f"the configuration differs from that of the checkpoint in {workdir}: {values}. Put "
+            "the old values back to go on, or use another workdir"
+        )
+
+
+def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """Both values by dotted key where two plain configurations differ; tuples equal lists."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(old.keys() | new.keys())
         prefix = f"{where}." if where else ""
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}")]
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
-    return [] if old == new else [where]
+        keys = sorted(old.keys() | new.keys())
+        inner = [(f"{prefix}{key}", old.get(key), new.get(key)) for key in keys]
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        inner = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return {} if old == new else {where: (old, new)}
+    return {key: pair for at, a, b in inner for key, pair in differences(a, b, at).items()}
 
 
 def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None) -> None:

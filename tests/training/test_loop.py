@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import jax
@@ -17,7 +18,8 @@ from mlclip_jax.training import loop
 from mlclip_jax.training import stage as stage_module
 from mlclip_jax.training.build import load_trained
 from mlclip_jax.training.checkpoint import Checkpoints, restore_model
-from mlclip_jax.training.loop import differences, fit
+from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.loop import check_unchanged, differences, fit
 from mlclip_jax.training.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("toy_world")
@@ -355,6 +357,41 @@ def test_other_backbone_labels_or_shapes_are_refused(tmp_path):
         run(tmp_path, toys.config(ema_decay=0.9))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"batch_size": 16}, "batch_size was 8 and is 16"),
+        ({"data": {"name": "blocks", "num_train": 48}}, "data.num_train was 40 and is 48"),
+        ({"method": {"name": "tower", "train_bn": True}}, "method.train_bn was False and is True"),
+        ({"stages": TWO_STAGES}, "stages was None and is "),
+    ],
+)
+def test_what_decides_a_run_may_not_change(tmp_path, fields, message):
+    run(tmp_path, toys.config(duration="1 steps"))
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*use another workdir"):
+        run(tmp_path, toys.config(**{"duration": "2 steps", **fields}))
+
+
+def test_what_a_stage_trains_may_not_change_but_its_length_may(tmp_path):
+    first, second = TWO_STAGES
+    run(tmp_path, toys.config(stages=TWO_STAGES))
+    longer = {**second, "duration": "9 steps"}
+    assert run(tmp_path, toys.config(stages=(first, longer))).step == 12
+    other = {**second, "method": {"part": "clip/"}}
+    with pytest.raises(UserError, match=r"stages\[1\]\.method\.part was 'clip/image/' and is"):
+        run(tmp_path, toys.config(stages=(first, other)))
+    with pytest.raises(UserError, match="stages was "):
+        run(tmp_path, toys.config(stages=(first,)))
+
+
+def test_a_default_written_out_or_other_workers_are_no_change(tmp_path):
+    data = {"name": "blocks", "num_train": 40, "num_workers": 1}
+    method = {"name": "tower", "train_bn": False}
+    config = toys.config(duration="2 steps", seed=0, data=data, method=method)
+    check_unchanged(parse_config(toys.config()), parse_config(config), tmp_path)
+
+
 def test_method_without_parameters_is_only_evaluated(tmp_path):
     config = toys.config(method={"name": "zero_shot"}, duration="0 steps")
     result = run(tmp_path, config)
@@ -367,5 +404,6 @@ def test_method_without_parameters_is_only_evaluated(tmp_path):
 def test_differences_are_dotted():
     old = {"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": 3}
     new = {"a": 1, "b": {"c": 3, "d": (1, 5)}, "f": 3}
-    assert differences(old, new) == ["b.c", "b.d[1]", "e", "f"]
-    assert differences(new, json.loads(json.dumps(new))) == []
+    expected = {"b.c": (2, 3), "b.d[1]": (2, 5), "e": (3, None), "f": (None, 3)}
+    assert differences(old, new) == expected
+    assert differences(new, json.loads(json.dumps(new))) == {}
