@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from mlclip_jax.data import registry
@@ -94,6 +95,8 @@ def fit(
 
     # ---- Backbone and data -------------------------------------------------------------------
     backbone = load_backbone(config.backbone, seed=config.seed)
+    # It waits on the host: the devices hold only the copy that a stage works on.
+    nnx.update(backbone.clip, jax.device_get(nnx.state(backbone.clip)))
     data = registry.load(
         config.data,
         image_size=backbone.clip.config.image.image_size,
@@ -162,13 +165,28 @@ def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any
 
 def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None) -> None:
     """Runs one stage, from the checkpoint that `meta` describes or from its start."""
-    config, mesh, data = run.config, run.mesh, run.data
-
-    # ---- Method, optimizer, step -----------------------------------------------------------------
     if meta is not None:
         run.step = meta["step"] - meta["step_in_stage"]
         run.trained_before = set(meta["trained_before"])
         run.metrics = meta["metrics"]
+    live = start_stage(run, index, stage, meta)
+    run.step += live.done
+    if live.done < live.plan.steps:
+        live.train()
+    elif meta is None:
+        live.finish_step()
+    run.leaves = all_leaves(live.state, live.frozen)
+    changed = {*live.state["trainable"], *live.state["batch_stats"]}
+    run.trained_before |= {path for path in changed if path.startswith(BACKBONE_PREFIX)}
+
+
+def start_stage(
+    run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None
+) -> StageRun:
+    """A stage on the devices, whose values only `state` and `frozen` hold from here on."""
+    config, mesh, data = run.config, run.mesh, run.data
+
+    # ---- Method, optimizer, step -----------------------------------------------------------------
     method = build_method(stage, run.backbone, data.space, seed=config.seed)
     host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
     plan = plan_stage(
@@ -184,40 +202,26 @@ def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] 
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
     parts = with_leaves(plan.parts, run.leaves, strict=False)
-    state = replicate(
-        init_state(
-            parts,
-            plan.optimizer,
-            seed=config.seed,
-            step=run.step,
-            ema=stage.ema_decay is not None,
-        ),
-        mesh,
+    state = init_state(
+        parts, plan.optimizer, seed=config.seed, step=run.step, ema=stage.ema_decay is not None
     )
-    frozen = replicate(parts.frozen, mesh)
-    labels = shard_labels(host_labels, mesh)
+    state, frozen = replicate(state, mesh), replicate(parts.frozen, mesh)
+    run.say(parameter_table(parts, stage.optim.groups))
+    run.leaves = {}
+    plan = replace(plan, parts=replace(parts, trainable={}, frozen={}, moving={}))
 
     # ---- Resume ----------------------------------------------------------------------------------
     done, interval = 0, Interval()
-    extra = saved_frozen(frozen, run.trained_before)
     if meta is not None:
+        extra = saved_frozen(frozen, run.trained_before)
         restored = run.checkpoints.restore_state(meta["step"], state, extra)
         state, done = restored.state, meta["step_in_stage"]
         frozen.update({path: restored.leaves[path] for path in extra})
         interval = Interval(**meta["interval"])
-    run.say(parameter_table(parts, stage.optim.groups))
-    if meta is not None and done < plan.steps:
-        run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
-    elif meta is not None:
-        run.say(f"stage '{stage.name}' is finished: {done} steps are done, {plan.steps} asked for")
-
-    # ---- Loop ------------------------------------------------------------------------------------
-    run.step += done
-    live = StageRun(run, index, stage, plan, state, frozen, labels, interval, done)
-    if done < plan.steps:
-        live.train()
-    elif meta is None:
-        live.finish_step()
-    run.leaves = all_leaves(live.state, frozen)
-    changed = {*plan.parts.trainable, *plan.parts.moving}
-    run.trained_before |= {path for path in changed if path.startswith(BACKBONE_PREFIX)}
+        if done < plan.steps:
+            run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
+        else:
+            asked = f"{done} steps are done, {plan.steps} asked for"
+            run.say(f"stage '{stage.name}' is finished: {asked}")
+    labels = shard_labels(host_labels, mesh)
+    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -168,6 +169,29 @@ def test_evaluation_reads_each_split_once_for_all_weights(tmp_path, monkeypatch)
     evaluation = {"every": "2 steps", "splits": ("validation", "test")}
     run(tmp_path, toys.config(duration="4 steps", ema_decay=0.5, eval=evaluation))
     assert opened == [1, 2, 1, 2]
+
+
+def test_leaves_are_on_the_devices_once(tmp_path, monkeypatch):
+    original, found = stage_module.StageRun._retire, []
+
+    def count():
+        gc.collect()
+        alone = [leaf for leaf in jax.live_arrays() if len(leaf.devices()) == 1]
+        embeddings = [leaf for leaf in alone if leaf.shape == (64, 16)]
+        return len({leaf.unsafe_buffer_pointer() for leaf in embeddings})
+
+    def counted(self):
+        original(self)
+        found.append(count() - before)
+
+    before = count()
+    monkeypatch.setattr(stage_module.StageRun, "_retire", counted)
+    stages = tuple(
+        {"name": part, "method": {"part": part}, "duration": "2 steps"}
+        for part in ("none", "clip/", "bias")
+    )
+    run(tmp_path, toys.config(stages=stages))
+    assert found == [1, 1, 3, 3, 1, 1]  # where they train, with Adam's two moments
 
 
 def test_finished_run_is_left_as_it_is(tmp_path):
