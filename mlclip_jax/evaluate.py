@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from mlclip_jax.data.registry import DataSplits
     from mlclip_jax.evaluation.evaluator import EvalResult, Predictor
+    from mlclip_jax.labels.space import LabelSpace
     from mlclip_jax.methods.base import Method
     from mlclip_jax.training.build import Trained
 
@@ -55,7 +57,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 class _Evaluation:
-    """What the evaluations of one command share: devices, data, and how a method is scored."""
+    """What the evaluations of one command share: devices, data, and how methods are scored."""
 
     def __init__(self, trained: Trained, split: str, batch_size: int) -> None:
         from mlclip_jax.data import registry
@@ -63,8 +65,8 @@ class _Evaluation:
 
         if batch_size < 1:
             raise UserError(f"--batch_size must be at least 1, not {batch_size}")
-        self.tokenizer = trained.tokenizer
-        self.predictors: dict[Any, Predictor] = {}  # raw, averaged, validation: compiled once
+        self.tokenizer = trained.backbone.tokenizer
+        self.predictors: dict[Any, Predictor] = {}  # test and validation: compiled once
         self.mesh: Mesh = make_mesh()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         selecting = trained.config.eval.splits
@@ -75,8 +77,8 @@ class _Evaluation:
             splits=tuple(dict.fromkeys(chosen)),
         )
 
-    def score(self, method: Method, split: str) -> EvalResult:
-        """A method's metrics on a split."""
+    def score(self, methods: Mapping[str, Method], split: str) -> dict[str, EvalResult]:
+        """Metrics on a split by title, in one pass; the methods differ in their weights only."""
         from flax import nnx
 
         from mlclip_jax.data.pipeline import eval_batches
@@ -84,13 +86,16 @@ class _Evaluation:
         from mlclip_jax.training.mesh import replicate, shard_labels
 
         space, mesh = self.data.space, self.mesh
-        graphdef, state = nnx.split(method)
+        states = {}
+        for title, method in methods.items():
+            graphdef, state = nnx.split(method)
+            states[title] = (replicate(nnx.to_pure_dict(state), mesh),)
         labels = method.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
         if graphdef not in self.predictors:
             self.predictors[graphdef] = predict_fn(graphdef, mesh)
         return evaluate(
             self.predictors[graphdef],
-            (replicate(nnx.to_pure_dict(state), mesh),),
+            states,
             shard_labels(labels, mesh),
             eval_batches(
                 self.data.evals[split], self.batch_size, num_workers=self.data.config.num_workers
@@ -102,57 +107,85 @@ class _Evaluation:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print and write; the exit code."""
-    from flax import nnx
-
-    from mlclip_jax import methods
-    from mlclip_jax.evaluation import report
-    from mlclip_jax.training.build import load_backbone, load_trained
     from mlclip_jax.training.loop import use_compilation_cache
-    from mlclip_jax.training.writers import METRICS_FILE, read_rows
 
-    # ---- Trained methods: raw and averaged weights -------------------------------------------
-    first = "raw" if options.weights == "both" else options.weights
-    trained = {first: load_trained(options.workdir, which=options.checkpoint, weights=first)}
-    one = trained[first]
+    trained = _load(options)
+    one = next(iter(trained.values()))
     if one.config.compilation_cache:
         use_compilation_cache()
-    if options.weights == "both" and one.meta["ema"]:
-        trained["ema"] = load_trained(options.workdir, which=options.checkpoint, weights="ema")
-
-    # ---- Scores ------------------------------------------------------------------------------
     evaluation = _Evaluation(one, options.split, options.batch_size)
     folder = options.output or options.workdir / "report" / options.split
     make_folder(folder)  # now rather than after minutes of scoring
-    space = evaluation.data.space
-    name = one.config.stages[one.meta["stage"]].method["name"]
+
+    # ---- Scores: the baseline, then all trained weights in one pass --------------------------
     results: dict[str, EvalResult] = {}
-    if options.baseline and name != "zero_shot":
-        backbone = load_backbone(one.config.backbone, seed=one.config.seed)
-        zero_shot = methods.build(
-            {"name": "zero_shot"}, backbone.clip,
-            space=space, encoder=backbone.tokenizer, rngs=nnx.Rngs(0),
-        )  # fmt: skip
-        results["zero-shot"] = evaluation.score(zero_shot, options.split)
-    titles = {"raw": name, "ema": f"{name} (EMA)"}
-    for weights, found in trained.items():
-        results[titles[weights]] = evaluation.score(found.method, options.split)
+    if options.baseline and _method_name(one) != "zero_shot":
+        zero_shot = {"zero-shot": _zero_shot(one, evaluation.data.space)}
+        results |= evaluation.score(zero_shot, options.split)
+    methods = {title: found.method for title, found in trained.items()}
+    results |= evaluation.score(methods, options.split)
     validation = None
     if "validation" in evaluation.data.evals and options.split != "validation":
-        validation = evaluation.score(list(trained.values())[-1].method, "validation")
+        title, method = list(methods.items())[-1]
+        validation = evaluation.score({title: method}, "validation")[title]
 
-    # ---- Output ------------------------------------------------------------------------------
-    source = evaluation.data.evals[options.split]
-    steps = ", ".join(f"{titles[w]}: step {found.step}" for w, found in trained.items())
+    _write(options, folder, evaluation.data, trained, results, validation)
+    return 0
+
+
+def _method_name(trained: Trained) -> str:
+    return trained.config.stages[trained.meta["stage"]].method["name"]
+
+
+def _load(options: argparse.Namespace) -> dict[str, Trained]:
+    """The trained method with the weights that were asked for, by title; its backbone once."""
+    from mlclip_jax.training.build import load_trained
+
+    load = partial(load_trained, options.workdir, which=options.checkpoint)
+    first = load(weights="raw" if options.weights == "both" else options.weights)
+    name = _method_name(first)
+    if options.weights == "both" and first.meta["ema"]:
+        averaged = load(weights="ema", backbone=first.backbone)
+        return {name: first, f"{name} (EMA)": averaged}
+    return {name if first.meta["weights"] == "raw" else f"{name} (EMA)": first}
+
+
+def _zero_shot(trained: Trained, space: LabelSpace) -> Method:
+    """Zero-shot CLIP on the same backbone."""
+    from flax import nnx
+
+    from mlclip_jax import methods
+
+    clip, tokenizer = trained.backbone.clip, trained.backbone.tokenizer
+    spec = {"name": "zero_shot"}
+    return methods.build(spec, clip, space=space, encoder=tokenizer, rngs=nnx.Rngs(0))
+
+
+def _write(
+    options: argparse.Namespace,
+    folder: Path,
+    data: DataSplits,
+    trained: Mapping[str, Trained],
+    results: Mapping[str, EvalResult],
+    validation: EvalResult | None,
+) -> None:
+    """The report, the figures as JSON, and the tables on the terminal."""
+    from mlclip_jax.evaluation import report
+    from mlclip_jax.training.writers import METRICS_FILE, read_rows
+
+    source, space = data.evals[options.split], data.space
+    steps = {title: found.step for title, found in trained.items()}
+    listed = ", ".join(f"{title}: step {step}" for title, step in steps.items())
     notes = [
         f"{len(source)} images of the split '{options.split}', {len(space)} labels. Checkpoints "
-        f"({options.checkpoint}) of {options.workdir}: {steps}. Metrics are in per cent; mAP is "
+        f"({options.checkpoint}) of {options.workdir}: {listed}. Metrics are in per cent; mAP is "
         "the mean over classes that have positives.",
     ]
     page = report.write_report(
         folder,
         space,
         results,
-        title=f"{name} on {space.name}",
+        title=f"{_method_name(next(iter(trained.values())))} on {space.name}",
         split=options.split,
         notes=notes,
         image=lambda index: source[index]["image"],
@@ -164,7 +197,7 @@ def run(options: argparse.Namespace) -> int:
         "split": options.split,
         "num_images": len(source),
         "checkpoint": options.checkpoint,
-        "steps": {titles[weights]: found.step for weights, found in trained.items()},
+        "steps": steps,
         "results": {title: _as_json(result, space.names) for title, result in results.items()},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
@@ -173,7 +206,6 @@ def run(options: argparse.Namespace) -> int:
     if len(space) <= _MOST_ROWS:
         print("\n" + report.plain(report.class_table(space, results)))
     print(f"\nreport: {page}")
-    return 0
 
 
 def _as_json(result: EvalResult, names: Sequence[str]) -> Mapping[str, Any]:

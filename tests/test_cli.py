@@ -15,6 +15,8 @@ from PIL import Image
 import mlclip_jax
 from mlclip_jax import cli, errors, evaluate, tag
 from mlclip_jax.labels import catalog
+from mlclip_jax.training import build
+from mlclip_jax.training.checkpoint import Checkpoints
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.writers import read_rows
 
@@ -170,8 +172,13 @@ def test_tagging_with_a_trained_method(tmp_path, trained, labels, capsys):
     assert {tag["label"] for tag in lines[0]["labels"]} == {"cat", "red car", "sky"}
 
 
-def test_evaluating_gives_the_figures_of_the_run(trained, capsys):
+def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
+    original, loads = build.load_backbone, []
+    monkeypatch.setattr(
+        build, "load_backbone", lambda *a, **k: loads.append(a) or original(*a, **k)
+    )
     assert cli.main(["evaluate", f"--workdir={trained}", "--checkpoint=latest"]) == 0
+    assert len(loads) == 1  # raw, averaged and zero-shot share it
     out = capsys.readouterr().out
     folder = trained / "report" / "test"
     assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.md") in out
@@ -186,6 +193,16 @@ def test_evaluating_gives_the_figures_of_the_run(trained, capsys):
     assert found["num_images"] == 21
     names = ["evaluation.json", "examples.png", "per_class.png", "report.md", "training.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
+
+
+def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path, monkeypatch):
+    with Checkpoints(trained) as checkpoints:
+        config = checkpoints.meta(2)["config"]
+    config = {**config, "backbone": {"name": clip.name}, "duration": "1 steps"}
+    monkeypatch.chdir(clip.parent)
+    fit(config, tmp_path / "run", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    assert build.load_trained("run").config.backbone.name == str(clip)
 
 
 def test_evaluating_one_set_of_weights(trained, tmp_path, capsys):

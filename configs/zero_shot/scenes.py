@@ -3,6 +3,8 @@
     python -m mlclip_jax.train --config=configs/zero_shot/scenes.py --workdir=runs/zero-shot
 
 Arguments: backbone=clip-mini|clip-mini-rn, ensemble (eight templates, as in CoOp's comparison).
+
+Test mAP over five seeds (benchmarks/results/scenes.md): clip-mini 61.1 %, clip-mini-rn 70.7 %.
 """
 
 from __future__ import annotations

@@ -55,9 +55,18 @@ class _Prepare:
         }
 
 
-def steps_per_epoch(source: Source, batch_size: int, process_count: int = 1) -> int:
-    """Batches of one pass over the source; the remainder is dropped."""
-    return len(source) // process_count // (batch_size // process_count)
+def steps_per_epoch(*, batch_size: int, num_examples: int) -> int:
+    """Batches in one pass over the training examples; the remainder is dropped.
+
+    Raises:
+      UserError: fewer examples than one batch.
+    """
+    if num_examples < batch_size:
+        raise UserError(
+            f"batch_size {batch_size} is larger than the {num_examples} training examples: "
+            "lower batch_size or take more examples"
+        )
+    return num_examples // batch_size
 
 
 def train_batches(
@@ -92,12 +101,7 @@ def train_batches(
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes")
-    steps = steps_per_epoch(source, batch_size, process_count)
-    if steps == 0:
-        raise UserError(
-            f"batch_size {batch_size} is larger than the training set of {len(source)}; "
-            "choose a smaller one"
-        )
+    steps = steps_per_epoch(batch_size=batch_size, num_examples=len(source))
     import grain
 
     local = batch_size // process_count

@@ -92,8 +92,12 @@ def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -
 _DATASETS = {"scenes": (ScenesConfig, _load_scenes, catalog.scenes)}
 
 
-def _settings(config: Mapping[str, Any]) -> tuple[str, DataConfig]:
-    """Name and checked settings of a dataset."""
+def settings(config: Mapping[str, Any]) -> tuple[str, DataConfig]:
+    """Name and settings of the dataset that `config.data` names.
+
+    Raises:
+      UserError: unknown dataset or setting.
+    """
     fields = dict(config)
     name = fields.pop("name", "")
     if name not in _DATASETS:
@@ -112,11 +116,11 @@ def load(config: Mapping[str, Any], *, image_size: int, splits: Sequence[str]) -
     Raises:
       UserError: unknown dataset, setting or split.
     """
-    name, settings = _settings(config)
-    return _DATASETS[name][1](settings, image_size, splits)
+    name, fields = settings(config)
+    return _DATASETS[name][1](fields, image_size, splits)
 
 
 def label_space(config: Mapping[str, Any]) -> LabelSpace:
     """The labels of a dataset, without its images."""
-    name, _ = _settings(config)
+    name, _ = settings(config)
     return _DATASETS[name][2]()

@@ -82,7 +82,7 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
 
 def evaluate(
     predictor: Predictor,
-    state: Sequence[Any],
+    states: Mapping[str, Sequence[Any]],
     labels: LabelInputs,
     batches: Iterable[Mapping[str, np.ndarray]],
     space: LabelSpace,
@@ -90,13 +90,13 @@ def evaluate(
     mesh: Mesh | None = None,
     assume_negative: bool | None = None,
     empty: Literal["skip", "zero"] = "skip",
-) -> EvalResult:
-    """Score every image of a split.
+) -> dict[str, EvalResult]:
+    """Score every image of a split, with one set of weights or several in a single pass.
 
     Args:
         predictor: from `predict_fn`, with the same `mesh`.
-        state: the method's leaves as pure dictionaries, see `predict_fn`; pass the averaged ones
-            for EMA weights.
+        states: leaves of the method by a name of the caller's ("raw", "ema"), each as pure
+            dictionaries, see `predict_fn`.
         labels: the method's inputs for `space`; classes may be padded beyond `len(space)`, and
             placed so that every device encodes a share of them.
         batches: host batches with "images" uint8 `[b h w 3]`, "targets" `[b c]`, "index" `[b]` and
@@ -105,30 +105,41 @@ def evaluate(
         mesh: spreads the images over its "data" axis.
         assume_negative, empty: conventions of the metrics, see `evaluation.metrics`.
 
+    Returns:
+        A result for each name.
+
     Raises:
-        ValueError: the split is empty, an image comes twice, or a logit is NaN.
+        ValueError: the split is empty, or an image comes twice.
+        UserError: a logit is NaN.
     """
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
-    features = predictor.encode_labels(state, labels)
-    predictions = Predictions(len(space))
+    features = {name: predictor.encode_labels(state, labels) for name, state in states.items()}
+    predictions = {name: Predictions(len(space)) for name in states}
 
-    def collect(batch: Mapping[str, np.ndarray], logits: Array) -> None:
-        predictions.append(
-            np.asarray(logits), batch["targets"], index=batch["index"], mask=batch["mask"]
-        )
+    def collect(batch: Mapping[str, np.ndarray], logits: Mapping[str, Array]) -> None:
+        for name, scores in jax.device_get(logits).items():
+            predictions[name].append(
+                scores, batch["targets"], index=batch["index"], mask=batch["mask"]
+            )
 
     # One batch computes while the results of the one before are fetched: never more in flight.
     waiting = None
     for batch in batches:
         images = jax.device_put(batch["images"], sharding)
-        logits = predictor.logits(state, images, features, labels)
+        logits = {
+            name: predictor.logits(state, images, features[name], labels)
+            for name, state in states.items()
+        }
         if waiting is not None:
             collect(*waiting)
         waiting = batch, logits
     if waiting is None:
         raise ValueError("nothing to evaluate: the split holds no images")
     collect(*waiting)
-    return summarise(predictions, space, assume_negative=assume_negative, empty=empty)
+    return {
+        name: summarise(found, space, assume_negative=assume_negative, empty=empty)
+        for name, found in predictions.items()
+    }
 
 
 def metric_classes(space: LabelSpace) -> dict[str, tuple[int, ...]]:

@@ -113,42 +113,60 @@ def write_report(
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    last_name, last = list(results.items())[-1]
+    average_precision = {name: result.per_class_ap for name, result in results.items()}
+    plots.per_class_bars(space, average_precision, folder / "per_class.png")
     page = [f"# {title}", *notes, markdown(headline(results))]
-    plots.per_class_bars(
-        space,
-        {name: result.per_class_ap for name, result in results.items()},
-        folder / "per_class.png",
-    )
     page += ["## Average precision by class", "![Bars of average precision](per_class.png)"]
+    name, last = list(results.items())[-1]
     if image is not None and (last.targets > 0).any():
-        chosen_on = last if validation is None else validation
-        threshold = best_f1_threshold(chosen_on.scores, chosen_on.targets)
-        rows = np.unique(np.linspace(0, len(last.index) - 1, _MOST_EXAMPLES).round().astype(int))
-        plots.example_grid(
-            space,
-            [image(int(last.index[row])) for row in rows],
-            last.targets[rows],
-            last.scores[rows] > threshold,
-            folder / "examples.png",
-        )
-        where = "these very images, which flatters" if validation is None else "validation images"
-        page += [
-            "## Examples",
-            f"Images spread evenly over the split, labelled by {last_name}: a label is given where "
-            f"its logit exceeds {threshold:.3g}, the threshold of the highest overall F1 on "
-            f"{where}.",
-            "![Images with correct, missed and wrong labels](examples.png)",
-        ]
+        page += _examples(folder, space, name, last, image, validation)
     if history:
-        losses, curves = training_series(history)
-        baseline = None
-        if len(results) > 1:
-            name, first = next(iter(results.items()))
-            baseline = f"{split}, {name}", first.metrics["mAP"]
-        plots.training_curves(losses, curves, folder / "training.png", baseline=baseline)
-        page += ["## Training", "![Loss and mAP over the steps](training.png)"]
+        page += _training(folder, results, history, split)
     page += ["## All classes", markdown(class_table(space, results))]
     path = folder / "report.md"
     path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
     return path
+
+
+def _examples(
+    folder: Path,
+    space: LabelSpace,
+    name: str,
+    result: EvalResult,
+    image: Callable[[int], np.ndarray],
+    validation: EvalResult | None,
+) -> list[str]:
+    """Draws labelled images; the section about them."""
+    chosen_on = result if validation is None else validation
+    threshold = best_f1_threshold(chosen_on.scores, chosen_on.targets)
+    rows = np.unique(np.linspace(0, len(result.index) - 1, _MOST_EXAMPLES).round().astype(int))
+    plots.example_grid(
+        space,
+        [image(int(result.index[row])) for row in rows],
+        result.targets[rows],
+        result.scores[rows] > threshold,
+        folder / "examples.png",
+    )
+    where = "these very images, which flatters" if validation is None else "validation images"
+    return [
+        "## Examples",
+        f"Images spread evenly over the split, labelled by {name}: a label is given where its "
+        f"logit exceeds {threshold:.3g}, the threshold of the highest overall F1 on {where}.",
+        "![Images with correct, missed and wrong labels](examples.png)",
+    ]
+
+
+def _training(
+    folder: Path,
+    results: Mapping[str, EvalResult],
+    history: Sequence[Mapping[str, Any]],
+    split: str,
+) -> list[str]:
+    """Draws the run's curves; the section about them."""
+    losses, curves = training_series(history)
+    baseline = None
+    if len(results) > 1:
+        name, first = next(iter(results.items()))
+        baseline = f"{split}, {name}", first.metrics["mAP"]
+    plots.training_curves(losses, curves, folder / "training.png", baseline=baseline)
+    return ["## Training", "![Loss and mAP over the steps](training.png)"]

@@ -140,7 +140,8 @@ class Tagger:
         trained = load_trained(workdir, which=checkpoint, weights=weights)
         space = trained.space if labels is None else _space(labels)
         preprocess = Preprocess(trained.method.clip.config.image.image_size)
-        return cls(trained.method, space, trained.tokenizer, preprocess, batch_size=batch_size)
+        encoder = trained.backbone.tokenizer
+        return cls(trained.method, space, encoder, preprocess, batch_size=batch_size)
 
     def tag(
         self, images: Iterable[Source], *, top_k: int | None = None, threshold: float | None = None

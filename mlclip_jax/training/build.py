@@ -7,7 +7,7 @@ serving (`load_trained`), and a dry run of a full-size configuration without any
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
 from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.data import registry
+from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
@@ -34,7 +35,6 @@ from mlclip_jax.training.config import (
     StageConfig,
     TrainConfig,
     parse_config,
-    steps_per_epoch,
     to_steps,
 )
 from mlclip_jax.training.mesh import (
@@ -45,7 +45,6 @@ from mlclip_jax.training.mesh import (
     split_over_data,
 )
 from mlclip_jax.training.optim import make_optimizer
-from mlclip_jax.training.schedules import Schedule
 from mlclip_jax.training.step import (
     Leaves,
     Parts,
@@ -66,16 +65,26 @@ class Backbone:
     digest: str
 
 
-def check_settings(config: TrainConfig) -> None:
+def check_settings(config: TrainConfig) -> dict[str, Any]:
     """Checks the settings of methods and data, before weights are fetched or images opened.
+
+    Returns:
+      What decides which examples a run sees and what trains, defaults filled in.
 
     Raises:
       UserError: unknown method, dataset or setting.
     """
-    registry.label_space(config.data)
+    name, data = registry.settings(config.data)
+    data = {"name": name, **asdict(data)}
+    del data["num_workers"]  # changes nothing that training sees
+    stages = []
     for stage in config.stages:
         fields = {key: value for key, value in stage.method.items() if key != "name"}
-        from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
+        chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
+        method = {"name": stage.method["name"], **asdict(chosen)}
+        stages.append({"name": stage.name, "batch_size": stage.batch_size, "method": method})
+    several = config.source.get("stages")
+    return {"seed": config.seed, "data": data} | ({"stages": stages} if several else stages[0])
 
 
 def preset(config: BackboneConfig) -> CLIPConfig:
@@ -125,6 +134,16 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     return Backbone(clip, found.tokenizer(), found.digest())
 
 
+def with_absolute_backbone(config: TrainConfig) -> TrainConfig:
+    """`config` with the full path of a backbone that is a folder: it is found from anywhere."""
+    name = config.backbone.name
+    if config.backbone.weights == "random" or name in clip_weights.MINIS or not Path(name).is_dir():
+        return config
+    backbone = replace(config.backbone, name=str(Path(name).absolute()))
+    source = {**config.source, "backbone": {**config.source["backbone"], "name": backbone.name}}
+    return replace(config, backbone=backbone, source=source)
+
+
 def build_method(stage: StageConfig, backbone: Backbone, space: LabelSpace, *, seed: int) -> Method:
     """The method of a stage with its own parameters at their starting values."""
     return methods.build(
@@ -171,20 +190,17 @@ class Plan:
 
     Attributes:
       parts: the method taken apart, with starting values.
-      optimizer, schedule: of the stage.
+      optimizer: of the stage.
       step: the jitted training step.
       steps: length of the stage.
       epoch_steps: steps in an epoch.
-      first_step: global step at which the stage starts.
     """
 
     parts: Parts
     optimizer: optax.GradientTransformation
-    schedule: Schedule
     step: Callable[..., Any]
     steps: int
     epoch_steps: int
-    first_step: int
 
 
 def batch_shape(batch_size: int, image_size: int, classes: int, mesh: Mesh) -> Batch:
@@ -256,7 +272,7 @@ def plan_stage(
         first_step=first_step,
         augment_flip=augment_flip,
     )
-    return Plan(parts, optimizer, schedule, step, steps, epoch, first_step)
+    return Plan(parts, optimizer, step, steps, epoch)
 
 
 @dataclass(frozen=True)
@@ -266,7 +282,7 @@ class Trained:
     Attributes:
       method: with its trained values.
       space: labels it was trained for.
-      tokenizer: of its backbone.
+      backbone: what it was built on.
       config: of the run.
       meta: description in the checkpoint; "weights" says which were taken.
       step: of the checkpoint.
@@ -274,7 +290,7 @@ class Trained:
 
     method: Method
     space: LabelSpace
-    tokenizer: Tokenizer
+    backbone: Backbone
     config: TrainConfig
     meta: Mapping[str, Any]
     step: int
@@ -294,13 +310,20 @@ def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> No
         )
 
 
-def load_trained(workdir: str | Path, *, which: str = "best", weights: str = "auto") -> Trained:
+def load_trained(
+    workdir: str | Path,
+    *,
+    which: str = "best",
+    weights: str = "auto",
+    backbone: Backbone | None = None,
+) -> Trained:
     """The trained method in a working directory.
 
     Args:
       workdir: of the run.
       which: "best" or "latest" checkpoint.
       weights: "raw", "ema", or "auto" (averaged where there are any).
+      backbone: of the run, where an earlier call has loaded it.
 
     Raises:
       UserError: no checkpoint, or the backbone has other weights now.
@@ -308,13 +331,13 @@ def load_trained(workdir: str | Path, *, which: str = "best", weights: str = "au
     restored = restore_model(workdir, which=which, weights=weights)
     config = parse_config(restored.meta["config"])
     space = LabelSpace.from_json(restored.meta["label_space"])
-    backbone = load_backbone(config.backbone, seed=config.seed)
+    backbone = backbone or load_backbone(config.backbone, seed=config.seed)
     check_backbone(restored.meta, backbone, config.backbone.name)
     stage = config.stages[restored.meta["stage"]]
     parts = take_apart(build_method(stage, backbone, space, seed=config.seed))
     parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
     method = parts.merge({**parts.trainable, **parts.frozen})
-    return Trained(method, space, backbone.tokenizer, config, restored.meta, restored.step)
+    return Trained(method, space, backbone, config, restored.meta, restored.step)
 
 
 def abstract_step(

@@ -236,8 +236,15 @@ class Checkpoints:
         return Restored(step, self.meta(step), None, leaves)
 
     def _tree(self, step: int) -> dict[str, Any]:
-        """Shapes of all arrays in a checkpoint."""
+        """Shapes of all arrays in a checkpoint, once their files are seen to be there.
+
+        Tensorstore prints a traceback from its threads for every array it does not find.
+        """
         with self._reading(step):
+            folder = self.directory / str(step) / "state"
+            for manifest in (folder / "manifest.ocdbt", *folder.glob("*/manifest.ocdbt")):
+                if not manifest.stat().st_size or not any((manifest.parent / "d").iterdir()):
+                    raise FileNotFoundError(f"no arrays in {manifest.parent}")
             return dict(self._manager.item_metadata(step)["state"].tree)
 
     def _restore(self, step: int, **arguments: Any) -> dict[str, Any]:

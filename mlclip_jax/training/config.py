@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping, plain, unknown_key
 
@@ -273,22 +274,8 @@ def parse_duration(duration: str, where: str = "duration") -> tuple[float, str]:
     return amount, unit
 
 
-def steps_per_epoch(*, batch_size: int, num_examples: int) -> int:
-    """Steps in one epoch: full batches only.
-
-    Raises:
-      UserError: fewer examples than one batch.
-    """
-    if num_examples < batch_size:
-        raise UserError(
-            f"batch_size {batch_size} is larger than the {num_examples} training examples: "
-            "lower batch_size or take more examples"
-        )
-    return num_examples // batch_size
-
-
 def to_steps(duration: str, *, batch_size: int, num_examples: int, where: str = "duration") -> int:
-    """Number of steps in `duration`; epochs may be fractions.
+    """Number of steps in `duration`, at least 1 unless it is 0; epochs may be fractions.
 
     Args:
       duration: "N steps", "N epochs" or "N examples".
@@ -298,8 +285,7 @@ def to_steps(duration: str, *, batch_size: int, num_examples: int, where: str = 
     """
     amount, unit = parse_duration(duration, where)
     if unit == "epochs":
-        epoch = steps_per_epoch(batch_size=batch_size, num_examples=num_examples)
-        return round(amount * epoch)
-    if unit == "examples":
-        return math.ceil(amount / batch_size)
-    return round(amount)
+        amount *= steps_per_epoch(batch_size=batch_size, num_examples=num_examples)
+    elif unit == "examples":
+        amount = math.ceil(amount / batch_size)
+    return max(round(amount), 1) if amount else 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from mlclip_jax.data import registry
@@ -21,6 +22,7 @@ from mlclip_jax.training.build import (
     check_settings,
     load_backbone,
     plan_stage,
+    with_absolute_backbone,
     with_leaves,
 )
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
@@ -80,6 +82,7 @@ def fit(
     """
     config = config if isinstance(config, TrainConfig) else parse_config(config)
     check_settings(config)
+    config = with_absolute_backbone(config)
     workdir = Path(workdir)
     make_folder(workdir)
     main = jax.process_index() == 0
@@ -92,6 +95,8 @@ def fit(
 
     # ---- Backbone and data -------------------------------------------------------------------
     backbone = load_backbone(config.backbone, seed=config.seed)
+    # It waits on the host: the devices hold only the copy that a stage works on.
+    nnx.update(backbone.clip, jax.device_get(nnx.state(backbone.clip)))
     data = registry.load(
         config.data,
         image_size=backbone.clip.config.image.image_size,
@@ -111,11 +116,7 @@ def fit(
                 raise UserError(
                     f"the checkpoint in {workdir} was trained on other labels: use another workdir"
                 )
-            if meta["stage"] >= len(config.stages):
-                raise UserError(
-                    f"the checkpoint in {workdir} is in stage {meta['stage'] + 1} and the "
-                    f"configuration has {len(config.stages)}: use another workdir"
-                )
+            check_unchanged(parse_config(meta["config"]), config, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
                 print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
@@ -132,27 +133,60 @@ def fit(
         return Result(workdir, run.step, run.metrics)
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """Dotted keys at which two plain configurations differ; tuples equal lists."""
+def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:
+    """Raises unless a run that goes on sees the same examples and trains the same method.
+
+    Lengths, intervals and the optimizer's settings may change.
+
+    Raises:
+      UserError: naming the keys with their old and new values.
+    """
+    changed = differences(check_settings(old), check_settings(new))
+    if changed:
+        values = "; ".join(f"{key} was {a!r} and is {b!r}" for key, (a, b) in changed.items())
+        raise UserError(
+            f"the configuration differs from that of the checkpoint in {workdir}: {values}. Put "
+            "the old values back to go on, or use another workdir"
+        )
+
+
+def differences(old: Any, new: Any, where: str = "") -> dict[str, tuple[Any, Any]]:
+    """Both values by dotted key where two plain configurations differ; tuples equal lists."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(old.keys() | new.keys())
         prefix = f"{where}." if where else ""
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{prefix}{k}")]
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
-    return [] if old == new else [where]
+        keys = sorted(old.keys() | new.keys())
+        inner = [(f"{prefix}{key}", old.get(key), new.get(key)) for key in keys]
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        inner = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return {} if old == new else {where: (old, new)}
+    return {key: pair for at, a, b in inner for key, pair in differences(a, b, at).items()}
 
 
 def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None) -> None:
     """Runs one stage, from the checkpoint that `meta` describes or from its start."""
-    config, mesh, data = run.config, run.mesh, run.data
-
-    # ---- Method, optimizer, step -----------------------------------------------------------------
     if meta is not None:
         run.step = meta["step"] - meta["step_in_stage"]
         run.trained_before = set(meta["trained_before"])
         run.metrics = meta["metrics"]
+    live = start_stage(run, index, stage, meta)
+    run.step += live.done
+    if live.done < live.plan.steps:
+        live.train()
+    elif meta is None:
+        live.finish_step()
+    run.leaves = all_leaves(live.state, live.frozen)
+    changed = {*live.state["trainable"], *live.state["batch_stats"]}
+    run.trained_before |= {path for path in changed if path.startswith(BACKBONE_PREFIX)}
+
+
+def start_stage(
+    run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None
+) -> StageRun:
+    """A stage on the devices, whose values only `state` and `frozen` hold from here on."""
+    config, mesh, data = run.config, run.mesh, run.data
+
+    # ---- Method, optimizer, step -----------------------------------------------------------------
     method = build_method(stage, run.backbone, data.space, seed=config.seed)
     host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
     if method.needs_counts():
@@ -170,40 +204,26 @@ def run_stage(run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] 
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
     parts = with_leaves(plan.parts, run.leaves, strict=False)
-    state = replicate(
-        init_state(
-            parts,
-            plan.optimizer,
-            seed=config.seed,
-            step=run.step,
-            ema=stage.ema_decay is not None,
-        ),
-        mesh,
+    state = init_state(
+        parts, plan.optimizer, seed=config.seed, step=run.step, ema=stage.ema_decay is not None
     )
-    frozen = replicate(parts.frozen, mesh)
-    labels = shard_labels(host_labels, mesh)
+    state, frozen = replicate(state, mesh), replicate(parts.frozen, mesh)
+    run.say(parameter_table(parts, stage.optim.groups))
+    run.leaves = {}
+    plan = replace(plan, parts=replace(parts, trainable={}, frozen={}, moving={}))
 
     # ---- Resume ----------------------------------------------------------------------------------
     done, interval = 0, Interval()
-    extra = saved_frozen(frozen, run.trained_before)
     if meta is not None:
+        extra = saved_frozen(frozen, run.trained_before)
         restored = run.checkpoints.restore_state(meta["step"], state, extra)
         state, done = restored.state, meta["step_in_stage"]
         frozen.update({path: restored.leaves[path] for path in extra})
         interval = Interval(**meta["interval"])
-    run.say(parameter_table(parts, stage.optim.groups))
-    if meta is not None and done < plan.steps:
-        run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
-    elif meta is not None:
-        run.say(f"stage '{stage.name}' is finished: {done} steps are done, {plan.steps} asked for")
-
-    # ---- Loop ------------------------------------------------------------------------------------
-    run.step += done
-    live = StageRun(run, index, stage, plan, state, frozen, labels, interval, done)
-    if done < plan.steps:
-        live.train()
-    elif meta is None:
-        live.finish_step()
-    run.leaves = all_leaves(live.state, frozen)
-    changed = {*plan.parts.trainable, *plan.parts.moving}
-    run.trained_before |= {path for path in changed if path.startswith(BACKBONE_PREFIX)}
+        if done < plan.steps:
+            run.say(f"continuing stage '{stage.name}' after {done} of {plan.steps} steps")
+        else:
+            asked = f"{done} steps are done, {plan.steps} asked for"
+            run.say(f"stage '{stage.name}' is finished: {asked}")
+    labels = shard_labels(host_labels, mesh)
+    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done)

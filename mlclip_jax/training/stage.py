@@ -83,11 +83,6 @@ class Run:
             print(text, flush=True)
 
 
-def processes() -> dict[str, int]:
-    """This process among all, as the data pipeline takes it."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
 class StageRun:
     """A stage while it runs.
 
@@ -122,6 +117,20 @@ class StageRun:
         )
         self.clock, self.timed = time.monotonic(), 0
         self.predictor = predict_fn(plan.parts.graphdef, run.mesh)
+        settings = run.config
+        self.intervals = {
+            where: to_steps(
+                every,
+                batch_size=config.batch_size,
+                num_examples=len(run.data.train),
+                where=where,
+            )
+            for where, every in (
+                ("eval.every", settings.eval.every),
+                ("checkpoint.every", settings.checkpoint.every),
+                ("log_every", settings.log_every),
+            )
+        }
 
     def train(self) -> None:
         """The remaining steps."""
@@ -132,7 +141,8 @@ class StageRun:
             seed=run.config.seed + self.index,
             start_step=self.done,
             num_workers=run.data.config.num_workers,
-            **processes(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         step = None
         with closing(host_batches), closing(self.progress):
@@ -141,7 +151,8 @@ class StageRun:
                 if step is None:
                     step = self._compile(batch)
                     self.clock = time.monotonic()
-                self.state, metrics = step(self.state, self.frozen, batch, self.labels)
+                with jax.transfer_guard("disallow"):  # what a step takes is on the devices already
+                    self.state, metrics = step(self.state, self.frozen, batch, self.labels)
                 self.done += 1
                 run.step += 1
                 self.progress.step()
@@ -155,8 +166,8 @@ class StageRun:
     def finish_step(self) -> None:
         """Evaluates and saves where the step that was started last calls for it."""
         last = self.done == self.plan.steps
-        evaluates = last or self._due(self.run.config.eval.every, "eval.every", self.done)
-        if evaluates or self._due(self.run.config.checkpoint.every, "checkpoint.every", self.done):
+        evaluates = last or self._due("eval.every", self.done)
+        if evaluates or self._due("checkpoint.every", self.done):
             while self.waiting:
                 self._retire()
             pause = time.monotonic()
@@ -164,13 +175,8 @@ class StageRun:
             self._save(scores)
             self.clock += time.monotonic() - pause
 
-    def _due(self, every: str, where: str, done: int) -> bool:
-        steps = to_steps(
-            every,
-            batch_size=self.config.batch_size,
-            num_examples=len(self.run.data.train),
-            where=where,
-        )
+    def _due(self, what: str, done: int) -> bool:
+        steps = self.intervals[what]
         return steps > 0 and done % steps == 0
 
     def _compile(self, batch: Batch) -> Any:
@@ -203,13 +209,13 @@ class StageRun:
                 else "there is no checkpoint yet"
             )
             raise UserError(
-                f"loss or gradient is not finite at step {step} (loss {values['loss']}, gradient "
-                f"norm {values['grad_norm']}): {mend}; lower optim.learning_rate or set "
-                "optim.clip_norm"
+                f"loss, gradient or BatchNorm statistics are not finite at step {step} (loss "
+                f"{values['loss']}, gradient norm {values['grad_norm']}): {mend}; lower "
+                "optim.learning_rate or set optim.clip_norm"
             )
         self.interval.add(values)
         self.timed += 1
-        if self._due(self.run.config.log_every, "log_every", done):
+        if self._due("log_every", done):
             now = time.monotonic()
             speed = self.timed * self.config.batch_size / max(now - self.clock, 1e-9)
             self.clock, self.timed = now, 0
@@ -227,18 +233,17 @@ class StageRun:
         run, settings = self.run, self.run.config.eval
         run.metrics, selection = {}, {}
         batch_size = -(-settings.batch_size // run.mesh.size) * run.mesh.size
+        states = {}
+        for weights in ("raw", "ema") if self.state["ema"] else ("raw",):
+            leaves = all_leaves(self.state, self.frozen, ema=weights == "ema")
+            states[weights] = (nest(leaves, self.plan.parts.paths),)
         for split, source in run.data.evals.items():
-            run.metrics[split] = {}
-            for weights in ("raw", "ema") if self.state["ema"] else ("raw",):
-                leaves = all_leaves(self.state, self.frozen, ema=weights == "ema")
-                batches = eval_batches(
-                    source, batch_size, num_workers=run.data.config.num_workers, **processes()
-                )
-                tree = nest(leaves, self.plan.parts.paths)
-                found = evaluate(
-                    self.predictor, (tree,), self.labels, batches, run.data.space, mesh=run.mesh
-                )
-                run.metrics[split][weights] = found.metrics
+            batches = eval_batches(source, batch_size, num_workers=run.data.config.num_workers)
+            results = evaluate(
+                self.predictor, states, self.labels, batches, run.data.space, mesh=run.mesh
+            )
+            run.metrics[split] = {weights: found.metrics for weights, found in results.items()}
+            for weights, found in results.items():
                 row = self._row(run.step, self.done, split) | {"weights": weights}
                 per_class = {"per_class_ap": found.per_class_ap.tolist()}
                 run.writer.write(row | found.metrics | per_class)

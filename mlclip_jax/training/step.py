@@ -179,7 +179,8 @@ def make_train_step(
       augment_flip: mirror each image with probability one half.
 
     Metrics (float32 scalars): "loss", the method's own, "grad_norm" before clipping,
-    "learning_rate" of the base group, and the bool "finite": loss, gradient and update are.
+    "learning_rate" of the base group, and the bool "finite": loss, gradient, update and moving
+    BatchNorm statistics are.
     """
 
     def step(
@@ -214,7 +215,9 @@ def make_train_step(
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(rate.count) * rate.scale,
-            "finite": jnp.isfinite(loss + grad_norm + optax.tree.norm(updates)),
+            "finite": jnp.isfinite(
+                loss + grad_norm + optax.tree.norm(updates) + optax.tree.norm(batch_stats)
+            ),
         }
         new = {
             "step": state["step"] + 1,

@@ -44,7 +44,7 @@ def test_examples_stay_together():
 
 
 def test_an_epoch_holds_every_index_at_most_once_and_drops_the_remainder():
-    assert steps_per_epoch(Rows(), 8) == 4
+    assert steps_per_epoch(batch_size=8, num_examples=37) == 4
     batches = take(train_batches(Rows(), 8, seed=0), 40)
     seen = set()
     for epoch in range(10):
@@ -113,7 +113,7 @@ def test_a_transform_reads_the_source_image():
 
 
 def test_errors_name_the_mend():
-    with pytest.raises(UserError, match="larger than the training set of 37"):
+    with pytest.raises(UserError, match="larger than the 37 training examples"):
         train_batches(Rows(), 64, seed=0)
     with pytest.raises(UserError, match="does not divide among 2"):
         train_batches(Rows(), 9, seed=0, process_count=2)

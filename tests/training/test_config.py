@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mlclip_jax.errors import UserError
-from mlclip_jax.training.config import parse_config, steps_per_epoch, to_steps
+from mlclip_jax.training.config import parse_config, to_steps
 
 BASE = {"method": {"name": "coop", "n_ctx": 4}, "data": {"name": "scenes"}}
 
@@ -94,10 +94,14 @@ def test_json_gives_the_same_configuration():
 
 def test_durations():
     sizes = {"batch_size": 32, "num_examples": 1000}
-    assert steps_per_epoch(**sizes) == 31
     assert to_steps("7 steps", **sizes) == 7
     assert to_steps("2 epochs", **sizes) == 62
     assert to_steps("0.5 epoch", **sizes) == 16
     assert to_steps("1e3 examples", **sizes) == 32
+    # What is positive is at least one step; zero turns a thing off.
+    for duration in ("0.01 epochs", "0.1 steps", "1 examples"):
+        assert to_steps(duration, **sizes) == 1
+    for unit in ("steps", "epochs", "examples"):
+        assert to_steps(f"0 {unit}", **sizes) == 0
     with pytest.raises(UserError, match="batch_size 32 is larger than the 20 training examples"):
         to_steps("1 epochs", batch_size=32, num_examples=20)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -12,10 +15,12 @@ import toys
 from toys import toy_world  # noqa: F401  (a fixture)
 
 from mlclip_jax.errors import UserError
+from mlclip_jax.training import loop
 from mlclip_jax.training import stage as stage_module
 from mlclip_jax.training.build import load_trained
 from mlclip_jax.training.checkpoint import Checkpoints, restore_model
-from mlclip_jax.training.loop import differences, fit
+from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.loop import check_unchanged, differences, fit
 from mlclip_jax.training.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("toy_world")
@@ -146,6 +151,49 @@ def test_steps_under_way_are_bounded(tmp_path, monkeypatch):
     assert len(waiting) == 12 and max(waiting) == stage_module.IN_FLIGHT + 1
 
 
+def test_a_step_transfers_nothing_by_itself(tmp_path, monkeypatch):
+    # Labels left on the host would be sent anew for every step.
+    monkeypatch.setattr(loop, "shard_labels", lambda labels, mesh: labels)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(tmp_path, toys.config(duration="2 steps"))
+
+
+def test_evaluation_reads_each_split_once_for_all_weights(tmp_path, monkeypatch):
+    original, opened = stage_module.eval_batches, []
+
+    def counted(source, *args, **kwargs):
+        opened.append(source.seed)
+        return original(source, *args, **kwargs)
+
+    monkeypatch.setattr(stage_module, "eval_batches", counted)
+    evaluation = {"every": "2 steps", "splits": ("validation", "test")}
+    run(tmp_path, toys.config(duration="4 steps", ema_decay=0.5, eval=evaluation))
+    assert opened == [1, 2, 1, 2]
+
+
+def test_leaves_are_on_the_devices_once(tmp_path, monkeypatch):
+    original, found = stage_module.StageRun._retire, []
+
+    def count():
+        gc.collect()
+        alone = [leaf for leaf in jax.live_arrays() if len(leaf.devices()) == 1]
+        embeddings = [leaf for leaf in alone if leaf.shape == (64, 16)]
+        return len({leaf.unsafe_buffer_pointer() for leaf in embeddings})
+
+    def counted(self):
+        original(self)
+        found.append(count() - before)
+
+    before = count()
+    monkeypatch.setattr(stage_module.StageRun, "_retire", counted)
+    stages = tuple(
+        {"name": part, "method": {"part": part}, "duration": "2 steps"}
+        for part in ("none", "clip/", "bias")
+    )
+    run(tmp_path, toys.config(stages=stages))
+    assert found == [1, 1, 3, 3, 1, 1]  # where they train, with Adam's two moments
+
+
 def test_finished_run_is_left_as_it_is(tmp_path):
     first = run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -236,7 +284,8 @@ def test_best_checkpoints_stay(tmp_path):
 
     def scripted(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.metrics["mAP"] = next(scores)
+        for result in found.values():
+            result.metrics["mAP"] = next(scores)
         return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -255,7 +304,8 @@ def test_best_checkpoint_is_of_the_last_stage(tmp_path):
 
     def scripted(*args, **kwargs):
         found = original(*args, **kwargs)
-        found.metrics["mAP"] = next(scores)
+        for result in found.values():
+            result.metrics["mAP"] = next(scores)
         return found
 
     stages = ({"name": "one", "duration": "1 steps"}, {"name": "two", "duration": "3 steps"})
@@ -274,7 +324,7 @@ def test_guard_names_the_step_and_the_last_good_checkpoint(tmp_path):
         eval={"every": "0 steps"},
     )
     with pytest.raises(
-        UserError, match=r"not finite at step 2 .*last good checkpoint is step 1 in"
+        UserError, match=r"are not finite at step 2 .*last good checkpoint is step 1 in"
     ):
         run(tmp_path, config)
     assert restore_model(tmp_path).step == 1
@@ -290,10 +340,25 @@ def test_missing_checkpoint(tmp_path):
         load_trained(tmp_path, weights="ema")
 
 
-@pytest.mark.parametrize("damage", ["meta/metadata", "state/manifest.ocdbt", "state/_METADATA"])
-def test_damaged_checkpoint_is_named(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "meta/metadata",
+        "state/_METADATA",
+        "state/manifest.ocdbt",
+        "state/d",
+        "state/ocdbt.process_0/d",
+    ],
+)
+def test_damaged_checkpoint_is_named(tmp_path, damage, monkeypatch):
     run(tmp_path, toys.config(duration="1 steps"))
-    (tmp_path / "checkpoints" / "1" / damage).write_bytes(b"")
+    damaged = tmp_path / "checkpoints" / "1" / damage
+    if damaged.is_dir():
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_bytes(b"")
+    if "METADATA" not in damage:  # arrays that are not there are not asked for
+        monkeypatch.setattr(Checkpoints, "_restore", None)
     with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
         load_trained(tmp_path)
     with pytest.raises(UserError, match=r"checkpoint 1 in .* cannot be read: it is damaged"):
@@ -316,6 +381,41 @@ def test_other_backbone_labels_or_shapes_are_refused(tmp_path):
         run(tmp_path, toys.config(ema_decay=0.9))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"batch_size": 16}, "batch_size was 8 and is 16"),
+        ({"data": {"name": "blocks", "num_train": 48}}, "data.num_train was 40 and is 48"),
+        ({"method": {"name": "tower", "train_bn": True}}, "method.train_bn was False and is True"),
+        ({"stages": TWO_STAGES}, "stages was None and is "),
+    ],
+)
+def test_what_decides_a_run_may_not_change(tmp_path, fields, message):
+    run(tmp_path, toys.config(duration="1 steps"))
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*use another workdir"):
+        run(tmp_path, toys.config(**{"duration": "2 steps", **fields}))
+
+
+def test_what_a_stage_trains_may_not_change_but_its_length_may(tmp_path):
+    first, second = TWO_STAGES
+    run(tmp_path, toys.config(stages=TWO_STAGES))
+    longer = {**second, "duration": "9 steps"}
+    assert run(tmp_path, toys.config(stages=(first, longer))).step == 12
+    other = {**second, "method": {"part": "clip/"}}
+    with pytest.raises(UserError, match=r"stages\[1\]\.method\.part was 'clip/image/' and is"):
+        run(tmp_path, toys.config(stages=(first, other)))
+    with pytest.raises(UserError, match="stages was "):
+        run(tmp_path, toys.config(stages=(first,)))
+
+
+def test_a_default_written_out_or_other_workers_are_no_change(tmp_path):
+    data = {"name": "blocks", "num_train": 40, "num_workers": 1}
+    method = {"name": "tower", "train_bn": False}
+    config = toys.config(duration="2 steps", seed=0, data=data, method=method)
+    check_unchanged(parse_config(toys.config()), parse_config(config), tmp_path)
+
+
 def test_method_without_parameters_is_only_evaluated(tmp_path):
     config = toys.config(method={"name": "zero_shot"}, duration="0 steps")
     result = run(tmp_path, config)
@@ -328,5 +428,6 @@ def test_method_without_parameters_is_only_evaluated(tmp_path):
 def test_differences_are_dotted():
     old = {"a": 1, "b": {"c": 2, "d": [1, 2]}, "e": 3}
     new = {"a": 1, "b": {"c": 3, "d": (1, 5)}, "f": 3}
-    assert differences(old, new) == ["b.c", "b.d[1]", "e", "f"]
-    assert differences(new, json.loads(json.dumps(new))) == []
+    expected = {"b.c": (2, 3), "b.d[1]": (2, 5), "e": (3, None), "f": (None, 3)}
+    assert differences(old, new) == expected
+    assert differences(new, json.loads(json.dumps(new))) == {}

@@ -166,6 +166,20 @@ def test_finite_flag():
     assert not run(fields={"logit_scale": float("inf")})[2]["finite"]
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_finite_flag_sees_moving_statistics(devices, monkeypatch):
+    # Neither the loss nor a gradient of training reads them.
+    class Lost(toys.Tower):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.clip.image.bn.var[...] = jnp.full(8, jnp.inf)
+
+    monkeypatch.setitem(toys.METHODS, "lost", Lost)
+    metrics = run(devices, "lost", fields={"train_bn": True})[2]
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert not metrics["finite"]
+
+
 def test_padding_of_batch_and_classes_does_not_count():
     batch = toys.batch(8)
     masked = replace(batch, mask=np.arange(8) < 4)
