@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mlclip_jax import methods
+from mlclip_jax import losses, methods
 from mlclip_jax.clip import CLIPConfig, PromptTokens, TextConfig, ViTConfig
 from mlclip_jax.clip.arrays import from_state_dict
 from mlclip_jax.clip.weights import resolve
@@ -127,6 +127,32 @@ def test_padded_classes_change_nothing(spec: dict, name: str) -> None:
     assert (plain.shape, padded.shape) == ((3, 22), (3, 24))
     np.testing.assert_allclose(padded[:, :22], plain, atol=1e-4)
     np.testing.assert_allclose(padded_loss, loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["distribution_balanced", "splc", "class_balanced"])
+def test_losses_get_what_they_ask_for(name: str) -> None:
+    method, space, tokenizer = make({"name": "zero_shot", "loss": name})
+    rng = np.random.default_rng(0)
+    training = rng.choice(np.array([-1, 1], np.int8), (50, len(space)), p=[0.8, 0.2])
+    x = jnp.asarray(rng.normal(size=(4, 24)), jnp.float32)
+    targets = jnp.asarray(rng.integers(-1, 2, (4, 24)), jnp.int8)
+    batch = Batch(jnp.zeros(()), targets, jnp.arange(4), jnp.ones(4, bool))
+    labels = method.label_inputs(space, tokenizer, multiple_of=8)
+    at = Progress(step=jnp.array(7), epoch=jnp.array(2))
+    assert method.needs_counts() == (name != "splc")
+    if method.needs_counts():
+        with pytest.raises(UserError, match=f"loss '{name}' needs class_counts"):
+            method.loss(x, batch, labels, at)
+        labels = labels.with_counts(training)
+    got, _ = method.loss(x, batch, labels, at)
+    expected = losses.get(name)(
+        x[:, :22],
+        targets[:, :22],
+        progress=at,
+        class_counts=(training > 0).sum(0),
+        num_images=50,
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_coop_from_words_starts_at_zero_shot() -> None:

@@ -88,6 +88,16 @@ def test_two_steps_and_back(tmp_path):
     assert size < 300_000
 
 
+def test_losses_get_the_class_counts_they_ask_for(tmp_path):
+    method = {"name": "coop", "n_ctx": 2, "loss": "distribution_balanced"}
+    config = run_config(method, duration="1 steps", eval={"splits": ("validation",)})
+    mesh = make_mesh(jax.devices()[:4])
+    ((_, arguments, (_, metrics)),) = abstract_step(config, mesh=mesh)
+    assert arguments[-1].class_counts.shape == (24,)  # 22 classes, padded
+    assert metrics["loss"].shape == ()
+    assert fit(config, tmp_path, mesh=mesh, quiet=True).step == 1
+
+
 def test_images_and_classes_are_shared_out_among_the_devices():
     # Were the classes encoded on every device, the text tower's part would not shrink at all.
     config = run_config({"name": "coop", "class_specific": True})
