@@ -13,7 +13,7 @@ from mlclip_jax.losses import Progress
 from mlclip_jax.losses.common import focal_weight, softplus, towards
 from mlclip_jax.losses.longtail import class_balanced_weights
 
-LOSSES, LMPT, MKT, HSPNET = (GOLDEN[name] for name in ("losses", "lmpt", "mkt", "hspnet"))
+LOSSES, LMPT, HSPNET = (GOLDEN[name] for name in ("losses", "lmpt", "hspnet"))
 X, Y = LOSSES["in/logits"], LOSSES["in/labels"]
 VOC = {"class_counts": LMPT["in/voc_class_freq"], "num_images": int(LMPT["in/voc_train_num"])}
 COCO = {"class_counts": LMPT["in/coco_class_freq"], "num_images": int(LMPT["in/coco_train_num"])}
@@ -365,38 +365,6 @@ def test_total_loss_of_lmpt():
             class_counts=LMPT["cse/freq"],
         )
         close(0.5 * bce + 0.5 * cse, LMPT["cse/total_lambda0.5_example"])
-
-
-# ---- mkt.npz -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["", "_small", "_degenerate"])
-def test_ranking(suffix):
-    labels = "in/labels_degenerate" if suffix == "_degenerate" else "in/labels_seen"
-    targets = MKT[labels].astype(np.int8)
-    value, grad = value_and_grad(
-        lambda x: losses.ranking(x, targets), MKT[f"in/rank_logits{suffix}"]
-    )
-    close(value, MKT[f"out/rank_loss{suffix}"])
-    close(grad, MKT[f"grad/rank_logits{suffix}"])
-
-
-def test_ranking_sum_and_losses_of_stage_one():
-    targets = MKT["in/labels_seen"].astype(np.int8)
-    loss = losses.get("ranking(pairs='sum', reduction='sum')")
-    value, _ = value_and_grad(lambda x: loss(x, targets), MKT["in/rank_logits"])
-    close(value, MKT["paper/rank_loss_eq4_sum"])
-    rank, _ = value_and_grad(lambda x: losses.ranking(x, targets), MKT["out/score_seen"])
-    close(rank, MKT["out/stage1_rank"])
-    close(rank, MKT["out/stage2_loss"])
-    teacher = MKT["in/teacher_feat"].astype(np.float64)
-    student = MKT["out/cls_feat"]
-    mean, grad = value_and_grad(lambda s: losses.l1_distillation(s, teacher), student)
-    close(mean, MKT["out/stage1_dist_mean_l1"])
-    close(grad, np.sign(student - teacher) / student.size)
-    close(rank + mean, MKT["out/stage1_loss"])
-    total, _ = value_and_grad(lambda s: losses.l1_distillation(s, teacher, features="sum"), student)
-    close(total, MKT["paper/dist_sum_l1_mean_over_batch"])
 
 
 # ---- hspnet.npz ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ranking loss against the direct form over all pairs, and its memory."""
+"""The ranking loss against MKT's release and the direct form over all pairs, and its memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_cases import close, value_and_grad
+from loss_cases import GOLDEN, close, value_and_grad
 
 from mlclip_jax import losses
+
+MKT = GOLDEN["mkt"]
 
 
 def direct(x, targets, *, margin, pairs, ignore_unobserved):
@@ -49,6 +51,35 @@ def test_equals_direct_form(pairs, ignore_unobserved):
 def test_one_class_has_no_pairs():
     value, grad = value_and_grad(lambda x: losses.ranking(x, np.ones((2, 1), np.int8)), [[1], [2]])
     assert value == 0 and not grad.any()
+
+
+@pytest.mark.parametrize("suffix", ["", "_small", "_degenerate"])
+def test_equals_release(suffix):
+    labels = "in/labels_degenerate" if suffix == "_degenerate" else "in/labels_seen"
+    targets = MKT[labels].astype(np.int8)
+    value, grad = value_and_grad(
+        lambda x: losses.ranking(x, targets), MKT[f"in/rank_logits{suffix}"]
+    )
+    close(value, MKT[f"out/rank_loss{suffix}"])
+    close(grad, MKT[f"grad/rank_logits{suffix}"])
+
+
+def test_sum_and_losses_of_stage_one():
+    targets = MKT["in/labels_seen"].astype(np.int8)
+    loss = losses.get("ranking(pairs='sum', reduction='sum')")
+    value, _ = value_and_grad(lambda x: loss(x, targets), MKT["in/rank_logits"])
+    close(value, MKT["paper/rank_loss_eq4_sum"])
+    rank, _ = value_and_grad(lambda x: losses.ranking(x, targets), MKT["out/score_seen"])
+    close(rank, MKT["out/stage1_rank"])
+    close(rank, MKT["out/stage2_loss"])
+    teacher = MKT["in/teacher_feat"].astype(np.float64)
+    student = MKT["out/cls_feat"]
+    mean, grad = value_and_grad(lambda s: losses.l1_distillation(s, teacher), student)
+    close(mean, MKT["out/stage1_dist_mean_l1"])
+    close(grad, np.sign(student - teacher) / student.size)
+    close(rank + mean, MKT["out/stage1_loss"])
+    total, _ = value_and_grad(lambda s: losses.l1_distillation(s, teacher, features="sum"), student)
+    close(total, MKT["paper/dist_sum_l1_mean_over_batch"])
 
 
 def test_rankings_of_tai_dpt():
