@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -106,12 +108,13 @@ def asymmetric(
     Source: Ridnik et al., ICCV 2021, Eqs. 4-7; logs are floored at 1e-8 as in the release.
     """
     x, targets, where = prepare(logits, targets, where, ignore_unobserved=ignore_unobserved)
-    p = jax.nn.sigmoid(x)
-    q = jnp.minimum(1 - p + clip, 1) if clip > 0 else 1 - p
-    right = jnp.where(targets > 0, p, q)
-    log_right = jnp.log(jnp.maximum(right, 1e-8))
-    gamma = jnp.where(targets > 0, gamma_positive, gamma_negative)
-    weight = safe_power(jnp.clip(1 - right, 0, 1), gamma)
+    positive = targets > 0
+    p, not_p = jax.nn.sigmoid(x), jax.nn.sigmoid(-x)  # 1 - p would round to 0 from x = 17 on
+    q = jnp.minimum(not_p + clip, 1) if clip > 0 else not_p
+    log_right = jnp.where(positive, -softplus(-x), jnp.log(jnp.maximum(q, 1e-8)))
+    log_right = jnp.maximum(log_right, math.log(1e-8))
+    wrong = jnp.where(positive, not_p, jnp.maximum(p - clip, 0) if clip > 0 else p)
+    weight = safe_power(wrong, jnp.where(positive, gamma_positive, gamma_negative))
     if not focal_gradient:
         weight = jax.lax.stop_gradient(weight)
     return reduce(-log_right * weight, where, reduction)

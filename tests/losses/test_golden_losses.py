@@ -104,6 +104,16 @@ def test_focal(balance):
     check(lambda x: balance * losses.focal(x, ternary(Y)), "losses", name, X)
 
 
+@pytest.mark.parametrize("target", [1, -1])
+def test_asymmetric_in_float32_keeps_small_gradients(target):
+    x = np.array([[8.0, 12.0, 15.0, 17.0]])
+    targets = np.full(x.shape, target, np.int8)
+    spec = "asymmetric(gamma_negative=0, clip=0)"
+    grad = jax.grad(lambda x: losses.get(spec)(x, targets))(jnp.asarray(x, jnp.float32))
+    expected = -1 / (1 + np.exp(x)) if target > 0 else 1 / (1 + np.exp(-x))
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
+
+
 def test_asymmetric_softmax():
     targets = ternary(np.eye(11)[LOSSES["in/labels_class_index"]])
     name = "ASLSingleLabel_gp0_gn4_eps0.1_mean"
