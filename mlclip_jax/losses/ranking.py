@@ -53,7 +53,9 @@ def ranking(
     counts = violating_pairs(jax.lax.stop_gradient(x), positive, negative, margin=margin)
     total = jnp.where(positive, counts, 0).sum(-1).astype(x.dtype)
     weight = jnp.where(positive, -counts, counts) / jnp.maximum(total, 1)[:, None]
-    per_image = jnp.where(total > 0, margin + (weight * x).sum(-1), 0)
+    # The weights of an image sum to 0: a shift changes nothing but the rounding of large logits.
+    centre = jax.lax.stop_gradient(x).sum(-1) / jnp.maximum(where.sum(-1), 1)
+    per_image = jnp.where(total > 0, margin + (weight * (x - centre[:, None])).sum(-1), 0)
     if pairs == "sum":
         per_image = total * per_image
     if reduction == "sum":

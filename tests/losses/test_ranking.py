@@ -101,9 +101,10 @@ def test_images_without_positives_count_unless_skipped():
     assert losses.ranking(x, targets * 0) == 0
 
 
-def test_float32_is_exact_far_from_zero():
+@pytest.mark.parametrize("shift", [100, 10_000])
+def test_float32_is_exact_far_from_zero(shift):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 500)).astype(np.float32) + 100
+    x = rng.normal(size=(4, 500)).astype(np.float32) + np.float32(shift)
     targets = np.where(rng.random((4, 500)) < 0.02, 1, -1).astype(np.int8)
     expected, _ = value_and_grad(lambda x: losses.ranking(x, targets), x)
     close(losses.ranking(jnp.asarray(x), targets), expected, 1e-5)
