@@ -1,8 +1,9 @@
 """Losses for labels that are partly missing: unobserved entries may be positives.
 
 Here z stands for an observed positive, u for an unobserved entry (target 0), bce+ for
-`-log sigmoid(x)` and bce- for `-log sigmoid(-x)`. A target of -1 is a known negative and costs
-bce- in every loss, without correction or down-weighting. Plain assume-negative training is
+`-log sigmoid(x)` and bce- for `-log sigmoid(-x)`. A target of -1 is a known negative: it costs what
+the loss takes for a negative (bce- in most), and is never corrected or weighted down as missing;
+`hill`, and `label_smoothing` by default, treat 0 the same. Plain assume-negative training is
 `binary_cross_entropy`.
 """
 
