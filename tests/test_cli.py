@@ -181,18 +181,58 @@ def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
     assert len(loads) == 1  # raw, averaged and zero-shot share it
     out = capsys.readouterr().out
     folder = trained / "report" / "test"
-    assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.md") in out
-    found = json.loads((folder / "evaluation.json").read_text())
+    assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.html") in out
+    found = json.loads((folder / "report.json").read_text())
+    assert found["protocol"] == "scenes" and "OF1/top-3" in found["conventions"]
     rows = read_rows(trained / "metrics.jsonl")
     last = {
         row["weights"]: row["mAP"] for row in rows if (row["split"], row["step"]) == ("test", 2)
     }
     for title, weights in (("coop", "raw"), ("coop (EMA)", "ema")):
         assert found["results"][title]["metrics"]["mAP"] == pytest.approx(last[weights], abs=1e-5)
-        assert found["steps"][title] == 2
+        assert found["results"][title]["step"] == 2
+        assert found["results"][title]["checkpoint"] == "last"
     assert found["num_images"] == 21
-    names = ["evaluation.json", "examples.png", "per_class.png", "report.md", "training.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    page = (folder / "report.html").read_text()
+    assert all(f"<h2>{name}</h2>" in page for name in ("Training", "Examples", "Worst mistakes"))
+
+
+def test_last_and_best_checkpoints(clip, tmp_path, capsys):
+    """A rate so high that the first step of three is the best: both checkpoints are reported."""
+    sizes = {"num_train": 32, "num_validation": 17, "num_test": 21}
+    config = {
+        "backbone": {"name": str(clip)},
+        "method": {"name": "coop", "n_ctx": 2},
+        "data": {"name": "scenes", **sizes},
+        "batch_size": 16,
+        "duration": "3 steps",
+        "optim": {"name": "sgd", "learning_rate": 1e-6},
+        "ema_decay": 0.5,
+        "eval": {"every": "1 steps", "batch_size": 16},
+        "checkpoint": {"every": "1 steps", "keep": 1},
+        "compilation_cache": False,
+        "paper": {"mAP": 12.5},
+    }
+    fit(config, tmp_path / "run", quiet=True)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        best = {weights: checkpoints.best_step(weights) for weights in ("raw", "ema")}
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--batch_size=16"]) == 0
+    assert "12.5" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "report" / "test" / "report.json").read_text())
+    assert found["paper"] == {"mAP": 12.5}
+    columns = {
+        (column["weights"], column["step"]): column["checkpoint"]
+        for column in found["results"].values()
+        if column["weights"]
+    }
+    expected = {}
+    for weights, step in best.items():
+        if step == 3:
+            expected[weights, 3] = "last and best"
+        else:
+            expected |= {(weights, 3): "last", (weights, step): "best"}
+    assert columns == expected
 
 
 def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path, monkeypatch):
@@ -208,7 +248,7 @@ def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path
 def test_evaluating_one_set_of_weights(trained, tmp_path, capsys):
     options = [f"--workdir={trained}", "--weights=raw", "--no-baseline", "--split=validation"]
     assert evaluate.main([*options, f"--output={tmp_path / 'out'}"]) == 0
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(found["results"]) == ["coop"] and found["num_images"] == 17
 
 
@@ -251,6 +291,7 @@ def test_mistakes_of_evaluate_take_one_line(trained, capsys):
 
     one_error_line(capsys, run("--split=tset"), "tset", "test")
     one_error_line(capsys, run("--batch_size=0"), "batch_size")
+    one_error_line(capsys, run("--protocol=sceens"), "sceens", "scenes")
     file = trained / "metrics.jsonl"
     one_error_line(capsys, run(f"--output={file}"), "metrics.jsonl", "choose another place")
 
