@@ -198,8 +198,7 @@ def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
     assert all(f"<h2>{name}</h2>" in page for name in ("Training", "Examples", "Worst mistakes"))
 
 
-def test_last_and_best_checkpoints(clip, tmp_path, capsys):
-    """A rate so high that the first step of three is the best: both checkpoints are reported."""
+def test_last_and_best_checkpoints(clip, tmp_path, capsys, monkeypatch):
     sizes = {"num_train": 32, "num_validation": 17, "num_test": 21}
     config = {
         "backbone": {"name": str(clip)},
@@ -207,32 +206,43 @@ def test_last_and_best_checkpoints(clip, tmp_path, capsys):
         "data": {"name": "scenes", **sizes},
         "batch_size": 16,
         "duration": "3 steps",
-        "optim": {"name": "sgd", "learning_rate": 1e-6},
+        "optim": {"learning_rate": 0.1},
         "ema_decay": 0.5,
         "eval": {"every": "1 steps", "batch_size": 16},
-        "checkpoint": {"every": "1 steps", "keep": 1},
+        "checkpoint": {"every": "1 steps", "keep": 3},
         "compilation_cache": False,
         "paper": {"mAP": 12.5},
     }
     fit(config, tmp_path / "run", quiet=True)
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        best = {weights: checkpoints.best_step(weights) for weights in ("raw", "ema")}
+    best = {"raw": 1, "ema": 3}
+    monkeypatch.setattr(Checkpoints, "best_step", lambda self, weights: best[weights])
     assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--batch_size=16"]) == 0
     assert "12.5" in capsys.readouterr().out
-    found = json.loads((tmp_path / "run" / "report" / "test" / "report.json").read_text())
+    folder = tmp_path / "run" / "report" / "test"
+    found = json.loads((folder / "report.json").read_text())
     assert found["paper"] == {"mAP": 12.5}
     columns = {
-        (column["weights"], column["step"]): column["checkpoint"]
-        for column in found["results"].values()
-        if column["weights"]
+        title: (column["weights"], column["checkpoint"], column["step"])
+        for title, column in found["results"].items()
     }
-    expected = {}
-    for weights, step in best.items():
-        if step == 3:
-            expected[weights, 3] = "last and best"
-        else:
-            expected |= {(weights, 3): "last", (weights, step): "best"}
-    assert columns == expected
+    assert columns == {
+        "zero-shot": (None, None, None),
+        "coop (last)": ("raw", "last", 3),
+        "coop (best)": ("raw", "best", 1),
+        "coop (EMA, last and best)": ("ema", "last and best", 3),
+    }
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    figures = {(row["weights"], row["step"]): row["mAP"] for row in rows if row["split"] == "test"}
+    for title, (weights, _, step) in list(columns.items())[1:]:
+        expected = pytest.approx(figures[weights, step], abs=1e-5)
+        assert found["results"][title]["metrics"]["mAP"] == expected
+    assert "last and best checkpoint" in (folder / "report.html").read_text()
+    # The paper's number is of the dataset's own protocol.
+    options = [f"--workdir={tmp_path / 'run'}", "--protocol=asl", "--checkpoint=best"]
+    assert evaluate.main([*options, "--weights=ema", f"--output={tmp_path / 'asl'}"]) == 0
+    found = json.loads((tmp_path / "asl" / "report.json").read_text())
+    assert found["protocol"] == "asl" and found["paper"] == {}
+    assert list(found["results"]) == ["zero-shot", "coop (EMA)"]
 
 
 def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import numpy as np
 WIDTH = 360
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 350.0, 12.0, 200.0  # the plot inside a chart of lines
 _HEIGHT, _TEXT = 240, 11
+_BESIDE = 118.0  # a name of a bar that is wider stands above it
 SERIES = 6  # styles of series in page.css
 
 
@@ -35,7 +36,7 @@ def text_width(text: str, size: float = _TEXT) -> float:
     return size * sum(
         0.0 if unicodedata.combining(c)
         else 1.1 if unicodedata.east_asian_width(c) in "WF"
-        else 0.95 if c in "mwMW@%—…"
+        else 1.02 if c in "mwMW@%—…"
         else 0.75 if c.isupper()
         else 0.6
         for c in text
@@ -191,15 +192,17 @@ def bars(names: Sequence[str], values: Mapping[str, np.ndarray], *, title: str) 
     """Lying bars from 0 to 100 %: for each name one bar for each series.
 
     Args:
-        names: of the rows; long ones are shortened, their whole is in a tooltip.
+        names: of the rows: beside the bars, or above them where one is long; what is longer than
+            the chart is shortened, with the whole in a tooltip.
         values: fractions by series `[rows]`; NaN has a dash instead of a bar.
         title: what it shows.
     """
     longest = max([0.0, *map(text_width, names)])
-    left = min(longest, 118.0) + 8
+    above = 15.0 if longest > _BESIDE else 0.0
+    left = 6.0 if above else longest + 8
     room = WIDTH - left - 36
     thick = 11.0 if len(values) < 3 else 9.0
-    row = thick * len(values) + 8
+    row = thick * len(values) + 8 + above
     height = row * len(names) + 22
     bottom = height - 18
     body = []
@@ -209,11 +212,13 @@ def bars(names: Sequence[str], values: Mapping[str, np.ndarray], *, title: str) 
         body.append(text(at, height - 5, f"{100 * value:g}", anchor="middle"))
     for number, name in enumerate(names):
         top = number * row + 4
-        shown = shorten(name, left - 8)
-        label = text(left - 6, top + (row - 8) / 2 + 4, shown, anchor="end")
+        if above:
+            label = text(left, top + 10, shorten(name, WIDTH - left - 2))
+        else:
+            label = text(left - 6, top + (row - 8) / 2 + 4, name, anchor="end")
         body.append(f"<g><title>{escape(name)}</title>{label}</g>")
         for order, fractions in enumerate(values.values()):
-            value, at = float(fractions[number]), top + order * thick
+            value, at = float(fractions[number]), top + above + order * thick
             size = thick - 1.5
             if math.isfinite(value):
                 body.append(

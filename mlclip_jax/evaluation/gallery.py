@@ -10,7 +10,7 @@ from mlclip_jax.evaluation.findings import Findings
 from mlclip_jax.evaluation.pictures import data_uri, worst
 
 _MOST_EXAMPLES = 14
-_MOST_CHIPS = 8
+_MOST_CHIPS, _MOST_SHOWN = 8, 6
 _SIGNS = {"correct": "✓", "missed": "○", "wrong": "✗"}
 
 
@@ -63,8 +63,8 @@ def mistakes(found: Findings) -> str:
             score = float(result.scores[mistake.row, mistake.label])
             words = f"logit {score:.3g}, {mistake.margin:.2g} {'below' if positive else 'above'}"
             present = np.flatnonzero(result.targets[mistake.row] > 0)
-            shows = ", ".join(found.space.names[i] for i in present[:_MOST_CHIPS]) or "nothing"
-            shows += ", …" if len(present) > _MOST_CHIPS else ""
+            shows = ", ".join(found.space.names[i] for i in present[:_MOST_SHOWN]) or "nothing"
+            shows += ", …" if len(present) > _MOST_SHOWN else ""
             caption = f'{chip}</div><div class="note">{words}<br>shows: {escape(shows)}'
             made.append(_picture(found, mistake.row, caption))
         gallery = f'<div class="gallery">{"".join(made)}</div>' if made else "<p>None.</p>"
