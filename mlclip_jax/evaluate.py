@@ -2,15 +2,13 @@
 
     python -m mlclip_jax.evaluate --workdir=runs/mine --split=test
 
-Prints the table of metrics beside zero-shot CLIP on the same images, and writes `evaluation.json`,
-`report.md` and its pictures to `<workdir>/report/<split>`.
+Prints the table of metrics beside zero-shot CLIP on the same images, and writes `report.json` and
+the page `report.html`, which needs no other file, to `<workdir>/report/<split>`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from mlclip_jax.data.registry import DataSplits
     from mlclip_jax.evaluation.evaluator import EvalResult, Predictor
+    from mlclip_jax.evaluation.protocol import Protocol
     from mlclip_jax.labels.space import LabelSpace
     from mlclip_jax.methods.base import Method
     from mlclip_jax.training.build import Trained
@@ -35,12 +34,12 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mlclip evaluate",
         description="Score a trained method on a split, beside zero-shot CLIP; print the table "
-        "and write evaluation.json, report.md and its pictures.",
+        "and write report.json and report.html.",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of a training run")
     parser.add_argument(
-        "--checkpoint", choices=("latest", "best"), default="best",
-        help="latest, or best by the selection metric of the weights scored (default)",
+        "--checkpoint", choices=("latest", "best", "both"), default="both",
+        help="latest, best by the selection metric of the weights scored, or both (default)",
     )  # fmt: skip
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument(
@@ -51,6 +50,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         "--baseline", action=argparse.BooleanOptionalAction, default=True,
         help="score zero-shot CLIP on the same images too",
     )  # fmt: skip
+    parser.add_argument("--protocol", help="which figures (default: those of the dataset)")
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--output", type=Path, help="folder (default: WORKDIR/report/SPLIT)")
     return parser.parse_args(args)
@@ -78,7 +78,10 @@ class _Evaluation:
         )
 
     def score(self, methods: Mapping[str, Method], split: str) -> dict[str, EvalResult]:
-        """Metrics on a split by title, in one pass; the methods differ in their weights only."""
+        """Results on a split by title, in the order of `methods`.
+
+        Those that differ in their weights only share a pass over the images.
+        """
         from flax import nnx
 
         from mlclip_jax.data.pipeline import eval_batches
@@ -86,23 +89,27 @@ class _Evaluation:
         from mlclip_jax.training.mesh import replicate, shard_labels
 
         space, mesh = self.data.space, self.mesh
-        states = {}
+        passes: dict[Any, dict[str, Any]] = {}
         for title, method in methods.items():
             graphdef, state = nnx.split(method)
-            states[title] = (replicate(nnx.to_pure_dict(state), mesh),)
-        labels = method.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
-        if graphdef not in self.predictors:
-            self.predictors[graphdef] = predict_fn(graphdef, mesh)
-        return evaluate(
-            self.predictors[graphdef],
-            states,
-            shard_labels(labels, mesh),
-            eval_batches(
-                self.data.evals[split], self.batch_size, num_workers=self.data.config.num_workers
-            ),
-            space,
-            mesh=mesh,
-        )
+            leaves = (replicate(nnx.to_pure_dict(state), mesh),)
+            passes.setdefault(graphdef, {})[title] = leaves
+        found: dict[str, EvalResult] = {}
+        for graphdef, states in passes.items():
+            one = methods[next(iter(states))]
+            labels = one.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
+            if graphdef not in self.predictors:
+                self.predictors[graphdef] = predict_fn(graphdef, mesh)
+            workers = self.data.config.num_workers
+            found |= evaluate(
+                self.predictors[graphdef],
+                states,
+                shard_labels(labels, mesh),
+                eval_batches(self.data.evals[split], self.batch_size, num_workers=workers),
+                space,
+                mesh=mesh,
+            )
+        return {title: found[title] for title in methods}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,27 +117,37 @@ def run(options: argparse.Namespace) -> int:
     from mlclip_jax.training.loop import use_compilation_cache
 
     trained = _load(options)
-    one = next(iter(trained.values()))
+    one = list(trained.values())[-1]
     if one.config.compilation_cache:
         use_compilation_cache()
     evaluation = _Evaluation(one, options.split, options.batch_size)
+    protocol = _protocol(options.protocol or evaluation.data.protocol)
     folder = options.output or options.workdir / "report" / options.split
     make_folder(folder)  # now rather than after minutes of scoring
 
-    # ---- Scores: the baseline, then all trained weights in one pass --------------------------
+    # ---- Scores: the baseline, then all trained weights --------------------------------------
+    methods = {title: found.method for title, found in trained.items()}
     results: dict[str, EvalResult] = {}
     if options.baseline and _method_name(one) != "zero_shot":
         zero_shot = {"zero-shot": _zero_shot(one, evaluation.data.space)}
         results |= evaluation.score(zero_shot, options.split)
-    methods = {title: found.method for title, found in trained.items()}
     results |= evaluation.score(methods, options.split)
     validation = None
     if "validation" in evaluation.data.evals and options.split != "validation":
-        title, method = list(methods.items())[-1]
-        validation = evaluation.score({title: method}, "validation")[title]
+        title = list(methods)[-1]
+        validation = evaluation.score({title: methods[title]}, "validation")[title]
 
-    _write(options, folder, evaluation.data, trained, results, validation)
+    _write(options, folder, evaluation.data, protocol, trained, results, validation)
     return 0
+
+
+def _protocol(name: str) -> Protocol:
+    from mlclip_jax.evaluation.protocol import PROTOCOLS
+    from mlclip_jax.spec import unknown
+
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
 
 
 def _method_name(trained: Trained) -> str:
@@ -138,16 +155,41 @@ def _method_name(trained: Trained) -> str:
 
 
 def _load(options: argparse.Namespace) -> dict[str, Trained]:
-    """The trained method with the weights that were asked for, by title; its backbone once."""
+    """The weights that were asked for, by title: last before best, raw before averaged.
+
+    The backbone is loaded once. Where the last checkpoint is the best one too, it is there once.
+    """
     from mlclip_jax.training.build import load_trained
 
-    load = partial(load_trained, options.workdir, which=options.checkpoint)
-    first = load(weights="raw" if options.weights == "both" else options.weights)
-    name = _method_name(first)
-    if options.weights == "both" and first.meta["ema"]:
-        averaged = load(weights="ema", backbone=first.backbone)
-        return {name: first, f"{name} (EMA)": averaged}
-    return {name if first.meta["weights"] == "raw" else f"{name} (EMA)": first}
+    asked = options.checkpoint
+    found: dict[tuple[str, int], tuple[set[str], Trained]] = {}
+    backbone = None
+    for which in ("latest", "best") if asked == "both" else (asked,):
+        first = "raw" if options.weights == "both" else options.weights
+        load = partial(load_trained, options.workdir, which=which)
+        trained = [load(weights=first, backbone=backbone)]
+        backbone = trained[0].backbone
+        if options.weights == "both" and trained[0].meta["ema"]:
+            trained.append(load(weights="ema", backbone=backbone))
+        for one in trained:
+            known, _ = found.setdefault((one.meta["weights"], one.step), (set(), one))
+            known.add(which)
+    several = asked == "both" and any(len(known) < 2 for known, _ in found.values())
+    order = sorted(found.values(), key=lambda pair: "best" in pair[0])
+    titles = {}
+    for known, one in order:
+        words = ["EMA"] if one.meta["weights"] == "ema" else []
+        if several:
+            words.append(_checkpoint(known))
+        name = _method_name(one)
+        one.meta["checkpoint"] = _checkpoint(known)
+        titles[f"{name} ({', '.join(words)})" if words else name] = one
+    return titles
+
+
+def _checkpoint(which: set[str]) -> str:
+    words = {"latest": "last", "best": "best"}
+    return " and ".join(words[key] for key in words if key in which)
 
 
 def _zero_shot(trained: Trained, space: LabelSpace) -> Method:
@@ -165,58 +207,53 @@ def _write(
     options: argparse.Namespace,
     folder: Path,
     data: DataSplits,
+    protocol: Protocol,
     trained: Mapping[str, Trained],
     results: Mapping[str, EvalResult],
     validation: EvalResult | None,
 ) -> None:
-    """The report, the figures as JSON, and the tables on the terminal."""
+    """The report, and the tables on the terminal."""
     from mlclip_jax.evaluation import report
+    from mlclip_jax.evaluation.findings import Entry, gather
+    from mlclip_jax.evaluation.metrics import count_positives
     from mlclip_jax.training.writers import METRICS_FILE, read_rows
 
     source, space = data.evals[options.split], data.space
-    steps = {title: found.step for title, found in trained.items()}
-    listed = ", ".join(f"{title}: step {step}" for title, step in steps.items())
-    notes = [
-        f"{len(source)} images of the split '{options.split}', {len(space)} labels. Checkpoints "
-        f"({options.checkpoint}) of {options.workdir}: {listed}. Metrics are in per cent; mAP is "
-        "the mean over classes that have positives.",
-    ]
-    page = report.write_report(
-        folder,
+    entries = {}
+    for title, result in results.items():
+        if title in trained:
+            one = trained[title]
+            meta = one.meta
+            entries[title] = Entry(
+                result, _method_name(one), meta["weights"], meta["checkpoint"], one.step
+            )
+        else:
+            entries[title] = Entry(result, "zero_shot")
+    config = list(trained.values())[-1].config
+    name = _method_name(list(trained.values())[-1])
+    # The paper's numbers are of the dataset's own protocol.
+    own = protocol.name == data.protocol
+    found = gather(
         space,
-        results,
-        title=f"{_method_name(next(iter(trained.values())))} on {space.name}",
+        entries,
+        protocol,
+        title=f"{name} on {space.name}",
         split=options.split,
-        notes=notes,
-        image=lambda index: source[index]["image"],
+        notes=[
+            f"{len(source)} images of the split “{options.split}”, {len(space)} labels; backbone "
+            f"{config.backbone.name}; run {options.workdir}.",
+        ],
+        paper=config.paper if own else None,
         validation=validation,
+        train_counts=count_positives(data.train.label_matrix()),
         history=read_rows(options.workdir / METRICS_FILE),
+        image=lambda index: source[index]["image"],
     )
-    summary = {
-        "workdir": str(options.workdir),
-        "split": options.split,
-        "num_images": len(source),
-        "checkpoint": options.checkpoint,
-        "steps": steps,
-        "results": {title: _as_json(result, space.names) for title, result in results.items()},
-    }
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    print(report.plain(report.headline(results)))
+    page = report.write_report(folder, found)
+    print(report.plain(report.headline(found)))
     if len(space) <= _MOST_ROWS:
-        print("\n" + report.plain(report.class_table(space, results)))
+        print("\n" + report.plain(report.class_table(found)))
     print(f"\nreport: {page}")
-
-
-def _as_json(result: EvalResult, names: Sequence[str]) -> Mapping[str, Any]:
-    """Metrics and AP by class as fractions; null where a class has no positives."""
-    per_class = dict(zip(names, map(_number, result.per_class_ap), strict=True))
-    metrics = {name: _number(value) for name, value in result.metrics.items()}
-    return {"metrics": metrics, "per_class_ap": per_class}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv with the test dependencies and runs the tests.
 #
-#   ./scripts/test.sh                 the default suite: everything but "slow" and "parity"
+#   ./scripts/test.sh                 the default suite: everything but "slow", "parity", "browser"
 #   ./scripts/test.sh --all           every marker, and code compiled as users' is (the default
 #                                     suite compiles with few optimisations, which is quicker)
 #   ./scripts/test.sh ARGS...         further arguments go to pytest
@@ -16,7 +16,7 @@ if [ "${1:-}" = "--all" ]; then
   set -- -m "" "$@"
 else
   prepare_environment dev tensorboard
-  set -- -m "not slow and not parity" "$@"
+  set -- -m "not slow and not parity and not browser" "$@"
 fi
 ruff check .
 ruff format --check .

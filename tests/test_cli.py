@@ -181,18 +181,68 @@ def test_evaluating_gives_the_figures_of_the_run(trained, capsys, monkeypatch):
     assert len(loads) == 1  # raw, averaged and zero-shot share it
     out = capsys.readouterr().out
     folder = trained / "report" / "test"
-    assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.md") in out
-    found = json.loads((folder / "evaluation.json").read_text())
+    assert "zero-shot" in out and "coop (EMA)" in out and str(folder / "report.html") in out
+    found = json.loads((folder / "report.json").read_text())
+    assert found["protocol"] == "scenes" and "OF1/top-3" in found["conventions"]
     rows = read_rows(trained / "metrics.jsonl")
     last = {
         row["weights"]: row["mAP"] for row in rows if (row["split"], row["step"]) == ("test", 2)
     }
     for title, weights in (("coop", "raw"), ("coop (EMA)", "ema")):
         assert found["results"][title]["metrics"]["mAP"] == pytest.approx(last[weights], abs=1e-5)
-        assert found["steps"][title] == 2
+        assert found["results"][title]["step"] == 2
+        assert found["results"][title]["checkpoint"] == "last"
     assert found["num_images"] == 21
-    names = ["evaluation.json", "examples.png", "per_class.png", "report.md", "training.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    page = (folder / "report.html").read_text()
+    assert all(f"<h2>{name}</h2>" in page for name in ("Training", "Examples", "Worst mistakes"))
+
+
+def test_last_and_best_checkpoints(clip, tmp_path, capsys, monkeypatch):
+    sizes = {"num_train": 32, "num_validation": 17, "num_test": 21}
+    config = {
+        "backbone": {"name": str(clip)},
+        "method": {"name": "coop", "n_ctx": 2},
+        "data": {"name": "scenes", **sizes},
+        "batch_size": 16,
+        "duration": "3 steps",
+        "optim": {"learning_rate": 0.1},
+        "ema_decay": 0.5,
+        "eval": {"every": "1 steps", "batch_size": 16},
+        "checkpoint": {"every": "1 steps", "keep": 3},
+        "compilation_cache": False,
+        "paper": {"mAP": 12.5},
+    }
+    fit(config, tmp_path / "run", quiet=True)
+    best = {"raw": 1, "ema": 3}
+    monkeypatch.setattr(Checkpoints, "best_step", lambda self, weights: best[weights])
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--batch_size=16"]) == 0
+    assert "12.5" in capsys.readouterr().out
+    folder = tmp_path / "run" / "report" / "test"
+    found = json.loads((folder / "report.json").read_text())
+    assert found["paper"] == {"mAP": 12.5}
+    columns = {
+        title: (column["weights"], column["checkpoint"], column["step"])
+        for title, column in found["results"].items()
+    }
+    assert columns == {
+        "zero-shot": (None, None, None),
+        "coop (last)": ("raw", "last", 3),
+        "coop (best)": ("raw", "best", 1),
+        "coop (EMA, last and best)": ("ema", "last and best", 3),
+    }
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    figures = {(row["weights"], row["step"]): row["mAP"] for row in rows if row["split"] == "test"}
+    for title, (weights, _, step) in list(columns.items())[1:]:
+        expected = pytest.approx(figures[weights, step], abs=1e-5)
+        assert found["results"][title]["metrics"]["mAP"] == expected
+    assert "last and best checkpoint" in (folder / "report.html").read_text()
+    # The paper's number is of the dataset's own protocol.
+    options = [f"--workdir={tmp_path / 'run'}", "--protocol=asl", "--checkpoint=best"]
+    assert evaluate.main([*options, "--weights=ema", f"--output={tmp_path / 'asl'}"]) == 0
+    found = json.loads((tmp_path / "asl" / "report.json").read_text())
+    assert found["protocol"] == "asl" and found["paper"] == {}
+    assert list(found["results"]) == ["zero-shot", "coop (EMA)"]
 
 
 def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path, monkeypatch):
@@ -208,7 +258,7 @@ def test_a_relative_backbone_is_found_from_any_directory(trained, clip, tmp_path
 def test_evaluating_one_set_of_weights(trained, tmp_path, capsys):
     options = [f"--workdir={trained}", "--weights=raw", "--no-baseline", "--split=validation"]
     assert evaluate.main([*options, f"--output={tmp_path / 'out'}"]) == 0
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(found["results"]) == ["coop"] and found["num_images"] == 17
 
 
@@ -251,6 +301,7 @@ def test_mistakes_of_evaluate_take_one_line(trained, capsys):
 
     one_error_line(capsys, run("--split=tset"), "tset", "test")
     one_error_line(capsys, run("--batch_size=0"), "batch_size")
+    one_error_line(capsys, run("--protocol=sceens"), "sceens", "scenes")
     file = trained / "metrics.jsonl"
     one_error_line(capsys, run(f"--output={file}"), "metrics.jsonl", "choose another place")
 

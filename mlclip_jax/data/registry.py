@@ -56,12 +56,14 @@ class DataSplits:
       evals: evaluation examples by name of the split.
       space: their labels.
       config: settings of the dataset.
+      protocol: of `evaluation.protocol.PROTOCOLS`, by which the dataset is reported.
     """
 
     train: Source
     evals: Mapping[str, Source]
     space: LabelSpace
     config: DataConfig
+    protocol: str = "multi_label"
 
 
 def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -> DataSplits:
@@ -85,7 +87,9 @@ def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -
         return Scenes(split, sizes[split], seed=config.seed, image_size=size, view=view)
 
     evals = {split: source(split, "full") for split in splits}
-    return DataSplits(source("train", config.train_view), evals, catalog.scenes(), config)
+    return DataSplits(
+        source("train", config.train_view), evals, catalog.scenes(), config, protocol="scenes"
+    )
 
 
 # name: (settings, loader, label space)

@@ -214,7 +214,8 @@ class Protocol:
             figures[f"W{name}"] = Figure(value, f"mean weighted by positives; {words}")
         groups = {}
         if metric.by_subset and view.all_classes:
-            groups |= {key: (np.array(part), "") for key, part in class_sets(space).items()}
+            rule = "over the classes of this group; "
+            groups |= {key: (np.array(part), rule) for key, part in class_sets(space).items()}
         if metric.by_frequency is not None:
             if train_counts is None:
                 raise UserError(
@@ -314,6 +315,8 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         for protocol in (
             # Any data: complete labels or not.
             Protocol("multi_label", (AveragePrecision(by_subset=True),)),
+            # Scenes: complete labels of 22 classes in three groups.
+            Protocol("scenes", (AveragePrecision(by_subset=True), AtTopK(3))),
             # HSPNet, SPLC, ML-Decoder, DualCoOp on COCO, VOC, NUS, CUB.
             Protocol("asl", (_ASL, AtThreshold(0.5), AtTopK(3)), scores="sigmoid"),
             # MKT and ADDS: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.

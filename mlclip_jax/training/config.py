@@ -142,7 +142,13 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. `source` is the plain dictionary it came from, kept for the checkpoint."""
+    """A whole run.
+
+    Attributes:
+      paper: what the authors published for this row, in per cent by name of the protocol's figure
+        ("mAP"); shown in the report beside the run's own.
+      source: the plain dictionary it came from, kept for the checkpoint.
+    """
 
     seed: int
     backbone: BackboneConfig
@@ -152,6 +158,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig
     log_every: str
     compilation_cache: bool
+    paper: Mapping[str, float]
     source: Mapping[str, Any]
 
 
@@ -171,6 +178,7 @@ class _Root:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: str = "10 steps"
     compilation_cache: bool = True
+    paper: Mapping[str, Any] | None = None
     stages: tuple[Mapping[str, Any], ...] = ()
 
 
@@ -211,8 +219,20 @@ def parse_config(config: Mapping[str, Any]) -> TrainConfig:
         checkpoint=root.checkpoint,
         log_every=root.log_every,
         compilation_cache=root.compilation_cache,
+        paper=_paper(root.paper or {}),
         source=source,
     )
+
+
+def _paper(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Published figures in per cent, checked."""
+    for name, value in numbers.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 100:
+            raise UserError(
+                f"config key 'paper.{name}' must be a number between 0 and 100, not {value!r}"
+            )
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> StageConfig:

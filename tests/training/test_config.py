@@ -38,6 +38,8 @@ def test_defaults_make_one_stage():
         ({"seed": True}, "'seed' must be int, not True"),
         ({"optim": {"name": "adm"}}, "'optim.name' must be one of 'adamw', 'adam', 'sgd'"),
         ({"backbone": 3}, "'backbone' must be a mapping, not 3"),
+        ({"paper": {"mAP": 713}}, "'paper.mAP' must be a number between 0 and 100, not 713"),
+        ({"paper": {"mAP": "71"}}, "'paper.mAP' must be a number between 0 and 100, not '71'"),
         ({"eval": {"splits": "test"}}, "'eval.splits' must be tuple"),
         ({"batch_size": 0}, "'batch_size' must be at least 1"),
         ({"ema_decay": 1.0}, "'ema_decay' must lie in"),

@@ -1,0 +1,90 @@
+"""Sections of a report's page that show images: examples, and the worst mistakes."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from mlclip_jax.evaluation.findings import Findings
+from mlclip_jax.evaluation.pictures import data_uri, worst
+
+_MOST_EXAMPLES = 14
+_MOST_CHIPS, _MOST_SHOWN = 8, 6
+_SIGNS = {"correct": "✓", "missed": "○", "wrong": "✗"}
+
+
+def examples(found: Findings) -> str:
+    """Images spread evenly over the split with their labels: correct, missed and wrong."""
+    result = found.main.result
+    if found.image is None or found.threshold is None:
+        return ""
+    last = len(result.index) - 1
+    rows = np.unique(np.linspace(0, last, _MOST_EXAMPLES).round().astype(int))
+    made = []
+    for row in rows:
+        present, chosen = result.targets[row] > 0, result.scores[row] > found.threshold
+        kinds = {
+            "correct": present & chosen, "missed": present & ~chosen, "wrong": ~present & chosen,
+        }  # fmt: skip
+        chips = [
+            _chip(kind, found.space.names[label])
+            for kind, which in kinds.items()
+            for label in np.flatnonzero(which)
+        ]
+        more = len(chips) - _MOST_CHIPS
+        if more > 0:
+            chips = [*chips[:_MOST_CHIPS], f'<span class="chip missed">+{more}</span>']
+        made.append(_picture(found, int(row), "".join(chips)))
+    where = (
+        "validation images" if found.chosen_on != found.split
+        else "these very images, which flatters"
+    )  # fmt: skip
+    signs = " ".join(_chip(kind, kind) for kind in _SIGNS)
+    return (
+        f'<p class="note">Images spread evenly over the split, labelled by '
+        f"{escape(list(found.entries)[-1])}: a label is given where its logit exceeds "
+        f"{found.threshold:.3g}, the threshold of the highest overall F1 on {where}. {signs}</p>"
+        f'<div class="gallery">{"".join(made)}</div>'
+    )
+
+
+def mistakes(found: Findings) -> str:
+    """The negatives furthest above, and the positives furthest below, their class's threshold."""
+    if found.image is None:
+        return ""
+    result, parts = found.main.result, []
+    for positive, title in ((False, "False positives"), (True, "False negatives")):
+        listed = worst(result.scores, result.targets, found.thresholds, positive=positive)
+        made = []
+        for mistake in listed:
+            name = found.space.names[mistake.label]
+            chip = _chip("missed" if positive else "wrong", name)
+            score = float(result.scores[mistake.row, mistake.label])
+            words = f"logit {score:.3g}, {mistake.margin:.2g} {'below' if positive else 'above'}"
+            present = np.flatnonzero(result.targets[mistake.row] > 0)
+            shows = ", ".join(found.space.names[i] for i in present[:_MOST_SHOWN]) or "nothing"
+            shows += ", …" if len(present) > _MOST_SHOWN else ""
+            caption = f'{chip}</div><div class="note">{words}<br>shows: {escape(shows)}'
+            made.append(_picture(found, mistake.row, caption))
+        gallery = f'<div class="gallery">{"".join(made)}</div>' if made else "<p>None.</p>"
+        parts.append(f'<h3 style="margin-top:1rem">{title}</h3>{gallery}')
+    return (
+        f'<p class="note">Of {escape(list(found.entries)[-1])}: scores furthest on the wrong side '
+        "of the threshold of their class, at most two of a class; an image comes once in a list."
+        f"</p>{''.join(parts)}"
+    )
+
+
+def _chip(kind: str, name: str) -> str:
+    return f'<span class="chip {kind}">{_SIGNS[kind]} {escape(name)}</span>'
+
+
+def _picture(found: Findings, row: int, chips: str) -> str:
+    number = int(found.main.result.index[row])
+    image = found.image(number)
+    tiny = ' class="tiny"' if max(image.shape[:2]) < 150 else ""
+    return (
+        f'<figure><img{tiny} alt="image {number}" src="{data_uri(image)}">'
+        f'<div class="chips">{chips}</div></figure>'
+    )
