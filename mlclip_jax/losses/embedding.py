@@ -58,7 +58,7 @@ def embedding_distances(captions: Array, prompts: Array) -> Array:
 
     Source: Xia et al., 2024 (LMPT), Sec. 3.2.
     """
-    return 1 - _unit(captions) @ _unit(prompts).T
+    return 1 - jnp.matmul(_unit(captions), _unit(prompts).T, precision="highest")
 
 
 def token_distances(captions: Array, prompts: Array, *, n_ctx: int) -> Array:
@@ -74,13 +74,16 @@ def token_distances(captions: Array, prompts: Array, *, n_ctx: int) -> Array:
     """
     captions = _unit(captions[:, : captions.shape[1] - n_ctx])
     prompts = _unit(prompts[:, n_ctx:])
-    return captions.shape[1] - jnp.einsum("btd,ctd->bc", captions, prompts)
+    return captions.shape[1] - jnp.einsum("btd,ctd->bc", captions, prompts, precision="highest")
 
 
 def _margin_and_weight(
     class_counts: Array | None, where: Array, *, margin: float, gamma: float, dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """`margin / n_c^(1/4)` and `n_c^-gamma / sum n^-gamma` over the classes that count, [c]."""
+    """`margin / n_c^(1/4)` and `n_c^-gamma / sum n^-gamma` over the classes that count, [c].
+
+    Without counts both factors are 1: the weights then add up to c, not to 1.
+    """
     if class_counts is None:
         one = jnp.ones(where.shape[1:], dtype)
         return margin * one, one

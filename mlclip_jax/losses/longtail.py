@@ -129,7 +129,7 @@ def class_balanced(
         class_counts: n_c [c].
         where: mask that broadcasts to [b c].
         beta: 0.9 as in multi-label work; Cui et al. take 0.999 or 0.9999.
-        mode: see `class_balanced_weights`; LMPT takes "by_class".
+        mode: see `class_balanced_weights`.
         gamma: focusing exponent; 0 for none.
         reduction: over the entries that count.
 
