@@ -50,14 +50,15 @@ class CLIP(nnx.Module):
         return images.astype(self.dtype)
 
     def encode_images(
-        self, images: Array, *, tokens: bool = False, train_bn: bool = False
+        self, images: Array, *, tokens: bool = False, train_bn: bool | Array = False
     ) -> ImageFeatures:
         """Image features in the joint space, not normalised.
 
         Args:
             images: uint8 [b h w 3] pixels, or floating point if already normalised.
             tokens: also return the patch (cell) features [b p d].
-            train_bn: ResNets only: use the batch's statistics and update the running ones.
+            train_bn: ResNets only: use the batch's statistics and update the running ones (may be
+                a traced bool).
 
         Raises:
             ValueError: images of another size than the tower's positions are for.

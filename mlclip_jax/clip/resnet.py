@@ -50,17 +50,19 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((width,)))
         self.var = nnx.BatchStat(jnp.ones((width,)))
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """[b h w i] -> [b h w i]; `train` uses and records the batch's own statistics."""
-        if train:
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
+        """[b h w i] -> [b h w i]; `train` (may be traced): by the batch's statistics, recorded."""
+        mean, var = self.mean[...], self.var[...]
+        if train is not False:
             y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            mean = y.mean((0, 1, 2))
-            var = jnp.square(y - mean).mean((0, 1, 2))
+            batch_mean = y.mean((0, 1, 2))
+            batch_var = jnp.square(y - batch_mean).mean((0, 1, 2))
             n = x.shape[0] * x.shape[1] * x.shape[2]
-            self.mean[...] = 0.9 * self.mean[...] + 0.1 * lax.stop_gradient(mean)
-            self.var[...] = 0.9 * self.var[...] + 0.1 * lax.stop_gradient(var) * (n / (n - 1))
-        else:
-            mean, var = self.mean[...], self.var[...]
+            moved_mean = 0.9 * mean + 0.1 * lax.stop_gradient(batch_mean)
+            moved_var = 0.9 * var + 0.1 * lax.stop_gradient(batch_var) * (n / (n - 1))
+            self.mean[...] = jnp.where(train, moved_mean, mean)
+            self.var[...] = jnp.where(train, moved_var, var)
+            mean, var = jnp.where(train, batch_mean, mean), jnp.where(train, batch_var, var)
         gain = self.scale[...] * lax.rsqrt(var + 1e-5)
         return (x * gain + (self.bias[...] - mean * gain)).astype(x.dtype)
 
@@ -91,7 +93,7 @@ class Bottleneck(nnx.Module):
             self.downsample_conv = Conv(inputs, 4 * width, 1, rngs=rngs)
             self.downsample_bn = BatchNorm(4 * width)
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool | Array) -> Array:
         """[b h w i] -> [b h/stride w/stride 4*width]."""
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
@@ -163,7 +165,7 @@ class ModifiedResNet(nnx.Module):
         )
         self.remat = remat
 
-    def feature_map(self, images: Array, *, train_bn: bool = False) -> Array:
+    def feature_map(self, images: Array, *, train_bn: bool | Array = False) -> Array:
         """[b h w 3] normalised pixels -> final map [b h/32 w/32 w]."""
         x = images
         for conv, bn in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
@@ -175,7 +177,7 @@ class ModifiedResNet(nnx.Module):
         return x
 
     def __call__(
-        self, images: Array, *, tokens: bool = False, train_bn: bool = False
+        self, images: Array, *, tokens: bool = False, train_bn: bool | Array = False
     ) -> ImageFeatures:
         """[b h w 3] normalised pixels -> features; cell tokens only where asked for."""
         x = self.feature_map(images, train_bn=train_bn)
@@ -184,7 +186,7 @@ class ModifiedResNet(nnx.Module):
         return ImageFeatures(pool(x), pool.project_cells(x) if tokens else None)
 
 
-def _checkpointed(block: Bottleneck, x: Array, train: bool) -> Array:
+def _checkpointed(block: Bottleneck, x: Array, train: bool | Array) -> Array:
     """Rematerialised block: statistics leave the checkpoint as values, not as side effects."""
     graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -51,6 +51,8 @@ class LabelInputs:
     space; mask bool [c], False for classes that only pad c to a multiple of the devices (they
     repeat class 0); group int32 [c], where the space has a taxonomy; class_counts float32 [c] and
     num_images float32 [], positives of each class and images in training, for losses that ask.
+    For methods with graphs (`mlclip_jax.modules.graph`): label_graph float32 [c c], group_graph
+    float32 [g g], group_features float32 [g d].
     """
 
     prompts: tuple[PromptTokens, ...]
@@ -59,6 +61,9 @@ class LabelInputs:
     group: Array | None = None
     class_counts: Array | None = None
     num_images: Array | None = None
+    label_graph: Array | None = None
+    group_graph: Array | None = None
+    group_features: Array | None = None
 
     @property
     def num_classes(self) -> int:
@@ -89,10 +94,16 @@ class MethodConfig:
 
     loss: by name, with its settings: `"asymmetric(gamma_negative=2)"`.
     logit_scale: fixed temperature of the cosine; None takes the CLIP's own.
+    train_image_encoder: train the image tower too.
+    batch_norm: statistics of a ResNet's BatchNorm while training: "frozen" keeps the CLIP's,
+        "train" uses and records the batch's, "frozen_first_epoch" does so from the second epoch
+        on. A ViT has none.
     """
 
     loss: str = "binary_cross_entropy"
     logit_scale: float | None = None
+    train_image_encoder: bool = False
+    batch_norm: Literal["frozen", "train", "frozen_first_epoch"] = "frozen"
 
 
 class Method(nnx.Module):
@@ -139,16 +150,19 @@ class Method(nnx.Module):
             group = np.asarray(space.taxonomy.group_of, np.int32)[index]
         return LabelInputs(self.prompts(names, encoder), index, mask, group)
 
-    def encode_images(self, images: Array, *, train: bool = False) -> ImageFeatures:
-        """uint8 [b h w 3] -> features in the joint space; `train` concerns BatchNorm, dropout."""
-        return self.clip.encode_images(images, tokens=self.reads_tokens)
+    def encode_images(self, images: Array, *, progress: Progress | None = None) -> ImageFeatures:
+        """uint8 [b h w 3] -> features in the joint space; `progress` of training, None outside."""
+        train_bn: bool | Array = False
+        if progress is not None and self.config.batch_norm != "frozen":
+            train_bn = self.config.batch_norm == "train" or progress.epoch > 0
+        return self.clip.encode_images(images, tokens=self.reads_tokens, train_bn=train_bn)
 
     def encode_labels(
         self,
         labels: LabelInputs,
         *,
         image_features: ImageFeatures | None = None,
-        train: bool = False,
+        progress: Progress | None = None,
     ) -> Array:
         """Label features [c d]; methods whose prompts see the image read `image_features`."""
         raise TypeError(f"{type(self).__name__} defines no label features")
@@ -184,5 +198,7 @@ class Method(nnx.Module):
         return not losses.get(self.config.loss).needs.isdisjoint({"class_counts", "num_images"})
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
-        """Whether the parameter at this path is trained."""
-        return isinstance(variable, nnx.Param) and not path_string(path).startswith("clip/")
+        """Whether the parameter at this path is trained: the method's own, the image tower's."""
+        name = path_string(path)
+        wanted = self.config.train_image_encoder and name.startswith("clip/image/")
+        return isinstance(variable, nnx.Param) and (wanted or not name.startswith("clip/"))

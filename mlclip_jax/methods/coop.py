@@ -17,19 +17,24 @@ Deviations from the release (which is single-label):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
-from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig
-from mlclip_jax.modules.prompts import ClassPosition, Context, Encoder, context_prompts
+from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
+from mlclip_jax.modules.graph import GCN, dependency_graph, pad_graph, relation
+from mlclip_jax.modules.prompts import (
+    ClassPosition,
+    Context,
+    Encoder,
+    context_prompts,
+    template_features,
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class CoOpConfig(MethodConfig):
     class_position: where the name stands among the context vectors.
     logit_bias: learn a scalar added to all logits, starting at -0.2 * scale: CLIP's cosines of
         absent labels are far above zero, where the sigmoid saturates.
-    train_image_encoder: train the image tower too (its BatchNorm statistics stay fixed).
+    label_graph: refine the label features by a graph convolution over label similarities, as
+        HSPNet does ("SPL + GCN" of its Table 2, in the released form).
     """
 
     n_ctx: int = 16
@@ -50,7 +56,7 @@ class CoOpConfig(MethodConfig):
     class_specific: bool = False
     class_position: ClassPosition = "end"
     logit_bias: bool = False
-    train_image_encoder: bool = False
+    label_graph: bool = False
 
 
 class CoOp(Method):
@@ -81,6 +87,8 @@ class CoOp(Method):
         )
         # Row i of a class-specific context belongs to class i of this space, and to no other.
         self.context_of = space.names if config.class_specific else None
+        if config.label_graph:
+            self.gcn = GCN(clip.config.embed_dim, variant="released", rngs=rngs)
         if config.logit_bias:
             self.bias = nnx.Param(jnp.asarray(-0.2 * self.scale(), jnp.float32))
 
@@ -110,17 +118,23 @@ class CoOp(Method):
                 f"nothing for the {len(space)} of {space.name!r}, which are others or in another "
                 "order; train with class_specific=False to score other labels"
             )
-        return super().label_inputs(space, encoder, multiple_of=multiple_of)
+        labels = super().label_inputs(space, encoder, multiple_of=multiple_of)
+        if not self.config.label_graph:
+            return labels
+        features = template_features(self.clip, space.prompt_names, encoder)
+        graph = dependency_graph(relation(features))
+        return replace(labels, label_graph=pad_graph(graph, labels.num_classes))
 
     def encode_labels(
         self,
         labels: LabelInputs,
         *,
         image_features: ImageFeatures | None = None,
-        train: bool = False,
+        progress: Progress | None = None,
     ) -> Array:
-        """Text features of the learned prompts: [c d]."""
-        return self.clip.encode_prompts(labels.prompts[0], self.context(labels.index))
+        """Text features of the learned prompts, through the graph where there is one: [c d]."""
+        features = self.clip.encode_prompts(labels.prompts[0], self.context(labels.index))
+        return self.gcn(features, labels.label_graph) if self.config.label_graph else features
 
     def logits(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
@@ -128,9 +142,3 @@ class CoOp(Method):
         """Scaled cosine, plus the bias where there is one: float32 [b c]."""
         x = super().logits(image_features, label_features, labels)
         return x + self.bias[...] if self.config.logit_bias else x
-
-    def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
-        """The context and the bias; the image tower where asked for."""
-        if self.config.train_image_encoder and path_string(path).startswith("clip/image/"):
-            return isinstance(variable, nnx.Param)
-        return super().trainable(path, variable)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +19,7 @@ from jax import Array
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig
+from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
 from mlclip_jax.modules.heads import normalize
 from mlclip_jax.modules.prompts import Encoder, template_prompts
 
@@ -60,12 +59,8 @@ class ZeroShot(Method):
         labels: LabelInputs,
         *,
         image_features: ImageFeatures | None = None,
-        train: bool = False,
+        progress: Progress | None = None,
     ) -> Array:
         """Mean over templates of unit-length text features: float32 [c d]."""
         features = [normalize(self.clip.encode_prompts(p)) for p in labels.prompts]
         return normalize(jnp.mean(jnp.stack(features), axis=0))
-
-    def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
-        """Nothing trains."""
-        return False

@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip import PromptTokens
+from mlclip_jax.clip import CLIP, PromptTokens
+from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.errors import UserError
 
 ClassPosition = Literal["end", "middle", "front"]
@@ -90,6 +91,25 @@ def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> P
     return pack(prefix, [encoder.encode(text) for text in texts], names, encoder)
 
 
+def template_features(
+    clip: CLIP, names: Sequence[str], encoder: Encoder, template: str = "a photo of a {}."
+) -> Array:
+    """Text features of a template around each name: float32 [n d], not normalised.
+
+    Raises:
+        UserError: as `template_prompts`.
+    """
+    prompts = template_prompts(template, names, encoder)
+    graphdef, state = nnx.split(clip)
+
+    @jax.jit
+    def encode(state: nnx.State, prompts: PromptTokens) -> Array:
+        features = nnx.merge(graphdef, state).encode_prompts(prompts)
+        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
+
+    return encode(state, prompts)
+
+
 def context_prompts(
     n_ctx: int,
     names: Sequence[str],
@@ -116,6 +136,29 @@ def context_prompts(
     if class_specific:
         return pack([encoder.sot], [[*before, *row] for row in own], names, encoder)
     return pack([encoder.sot, *before], own, names, encoder)
+
+
+class GroupMetaNetwork(nnx.Module):
+    """Context vectors from a group's feature, Linear-ReLU-Linear (HSPNet, Eq. 3).
+
+    Kernels and biases start uniform in +-1/sqrt(inputs).
+    """
+
+    def __init__(self, features: int, n_ctx: int, width: int, *, rngs: nnx.Rngs) -> None:
+        self.linear1 = Linear(features, n_ctx * width, rngs=rngs)
+        self.linear2 = Linear(n_ctx * width, n_ctx * width, rngs=rngs)
+        for layer in (self.linear1, self.linear2):
+            bound = layer.kernel.shape[0] ** -0.5
+            for value in (layer.kernel, layer.bias):
+                value[...] = jax.random.uniform(
+                    rngs.params(), value.shape, jnp.float32, -bound, bound
+                )
+        self.n_ctx = n_ctx
+
+    def __call__(self, groups: Array) -> Array:
+        """[g d] -> [g k w]."""
+        x = self.linear2(jax.nn.relu(self.linear1(groups)))
+        return x.reshape(x.shape[0], self.n_ctx, -1)
 
 
 class Context(nnx.Module):

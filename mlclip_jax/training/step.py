@@ -96,8 +96,8 @@ def forward(
     """
     padding = labels.mask.shape[0] - batch.targets.shape[1]
     batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
-    features = method.encode_images(batch.images, train=True)
-    label_features = method.encode_labels(labels, image_features=features, train=True)
+    features = method.encode_images(batch.images, progress=progress)
+    label_features = method.encode_labels(labels, image_features=features, progress=progress)
     logits = method.logits(features, label_features, labels)
     return method.loss(logits, batch, labels, progress)
 

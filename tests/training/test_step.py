@@ -120,9 +120,9 @@ def test_flip_mirrors_about_half_of_the_images():
     class Seen(toys.Tower):
         """Reports which images arrived mirrored."""
 
-        def encode_images(self, images, *, train=False):
+        def encode_images(self, images, *, progress=None):
             self.seen = nnx.data(images)
-            return super().encode_images(images, train=train)
+            return super().encode_images(images, progress=progress)
 
         def loss(self, logits, batch, labels, progress):
             loss, _ = super().loss(logits, batch, labels, progress)

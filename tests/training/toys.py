@@ -86,12 +86,13 @@ class Tower(ZeroShot):
             clip.image = SmallTower(nnx.Rngs(0))
         self.bias = nnx.Param(jnp.zeros(()))
 
-    def encode_images(self, images, *, train=False):
+    def encode_images(self, images, *, progress=None):
         tower, pixels = self.clip.image, self.clip.normalize(images)
-        x = jnp.tanh(tower.bn(tower.conv(pixels), train=train and self.config.train_bn))
+        train = progress is not None and self.config.train_bn
+        x = jnp.tanh(tower.bn(tower.conv(pixels), train=train))
         return ImageFeatures(x.mean((1, 2)) @ tower.projection[...], None)
 
-    def encode_labels(self, labels, *, image_features=None, train=False):
+    def encode_labels(self, labels, *, image_features=None, progress=None):
         table = self.clip.text.token_embedding[...]  # [v w], and w == d here
         return table[jnp.maximum(labels.prompts[0].own, 0)].mean(1)
 
