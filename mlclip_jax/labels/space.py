@@ -45,11 +45,14 @@ class Taxonomy:
       group_names: unique names of the groups [g].
       group_of: the group of each class, `0 <= group_of[i] < g` [c]; every group is used.
       group_prompt_names: the groups' names as prompts say them [g]; default `group_names`.
+      named: whether the names mean something. False for clusters: methods then represent a group
+        by its labels, not by a prompt.
     """
 
     group_names: tuple[str, ...]
     group_of: tuple[int, ...]
     group_prompt_names: tuple[str, ...] = ()
+    named: bool = True
 
     def __post_init__(self) -> None:
         names = _check_names(self.group_names, "group names", unique=True)
@@ -84,7 +87,8 @@ class Taxonomy:
         """The taxonomy of a selection of the classes; groups left empty are dropped."""
         kept = sorted({self.group_of[i] for i in indices})
         new = {g: k for k, g in enumerate(kept)}
-        return Taxonomy(
+        return dataclasses.replace(
+            self,
             group_names=tuple(self.group_names[g] for g in kept),
             group_of=tuple(new[self.group_of[i]] for i in indices),
             group_prompt_names=tuple(self.group_prompt_names[g] for g in kept),
@@ -234,7 +238,8 @@ class LabelSpace:
             "prompt_names": list(self.prompt_names),
             "ids": list(self.ids),
             "subsets": {k: list(v) for k, v in self.subsets.items()},
-            "taxonomy": taxonomy and {k: list(v) for k, v in taxonomy.items()},
+            "taxonomy": taxonomy
+            and {k: list(v) if isinstance(v, tuple) else v for k, v in taxonomy.items()},
         }
 
     @classmethod
