@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,12 @@ class _Evaluation:
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         selecting = trained.config.eval.splits
         chosen = (split, "validation") if "validation" in selecting else (split,)
-        self.data: DataSplits = registry.load(
-            trained.config.data,
+        data = registry.load(
+            {**trained.config.data, "taxonomy": "own"},  # the run's groups are in its label space
             image_size=trained.method.clip.config.image.image_size,
             splits=tuple(dict.fromkeys(chosen)),
         )
+        self.data: DataSplits = replace(data, space=trained.space)
 
     def score(self, methods: Mapping[str, Method], split: str) -> dict[str, EvalResult]:
         """Results on a split by title, in the order of `methods`.

@@ -1,7 +1,8 @@
 """From a configuration to what a stage runs: backbone, method, optimizer and step.
 
 The same functions build a run with weights (`training.loop`), a trained method for evaluation and
-serving (`load_trained`), and a dry run of a full-size configuration without any (`abstract_step`).
+serving (`load_trained`), and a dry run of a full-size configuration without any
+(`training.dry_run`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from mlclip_jax import methods
 from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
@@ -27,7 +28,9 @@ from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.taxonomies import NameFeatures
 from mlclip_jax.methods.base import Batch, LabelInputs, Method
+from mlclip_jax.modules.prompts import template_features
 from mlclip_jax.spec import unknown
 from mlclip_jax.training.checkpoint import restore_model
 from mlclip_jax.training.config import (
@@ -37,20 +40,12 @@ from mlclip_jax.training.config import (
     parse_config,
     to_steps,
 )
-from mlclip_jax.training.mesh import (
-    check_batch_size,
-    label_shardings,
-    make_mesh,
-    replicated,
-    split_over_data,
-)
+from mlclip_jax.training.mesh import check_batch_size, split_over_data
 from mlclip_jax.training.optim import make_optimizer
 from mlclip_jax.training.step import (
     Leaves,
     Parts,
-    State,
     find_moving,
-    init_state,
     make_train_step,
     take_apart,
 )
@@ -63,6 +58,11 @@ class Backbone:
     clip: CLIP
     tokenizer: Tokenizer
     digest: str
+
+
+def name_features(backbone: Backbone) -> NameFeatures:
+    """What labels are clustered by: text features of "a photo of a {}.", float32 [n d]."""
+    return lambda names: np.asarray(template_features(backbone.clip, names, backbone.tokenizer))
 
 
 def check_settings(config: TrainConfig) -> dict[str, Any]:
@@ -338,68 +338,3 @@ def load_trained(
     parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
     method = parts.merge({**parts.trainable, **parts.frozen})
     return Trained(method, space, backbone, config, restored.meta, restored.step)
-
-
-def abstract_step(
-    config: TrainConfig | Mapping[str, Any], *, mesh: Mesh | None = None
-) -> list[tuple[Plan, tuple[Any, ...], Any]]:
-    """A dry run of every stage at full size: shapes only, no weights, no data.
-
-    It traces the very function that the trainer jits, optimizer and shardings included. The
-    packaged vocabulary stands in for the backbone's own, which changes prompt lengths a little.
-
-    Args:
-      config: of the run; the backbone is the preset it names.
-      mesh: devices to lay it out for.
-
-    Returns:
-      For each stage (plan, arguments of the step, outputs of the step), all as shapes;
-      `plan.step.lower(*arguments)` compiles it ahead of time.
-    """
-    config = config if isinstance(config, TrainConfig) else parse_config(config)
-    mesh = make_mesh() if mesh is None else mesh
-    sizes = preset(config.backbone)
-    tokenizer = packaged_tokenizer(sizes.text.context_length)
-    space = registry.label_space(config.data)
-    results = []
-    for stage in config.stages:
-        labels = None
-
-        def build(stage: StageConfig = stage) -> Method:
-            nonlocal labels
-            backbone = Backbone(random_clip(config.backbone), tokenizer, "")
-            method = build_method(stage, backbone, space, seed=0)
-            labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
-            if method.needs_counts():
-                labels = labels.with_counts(np.ones((1, len(space)), np.int8))
-            return method
-
-        method = nnx.eval_shape(build)
-        plan = plan_stage(stage, method, labels, classes=len(space), mesh=mesh, num_examples=10**6)
-
-        def start(
-            trainable: Leaves, moving: Leaves, plan: Plan = plan, stage: StageConfig = stage
-        ) -> State:
-            parts = replace(plan.parts, trainable=trainable, moving=moving)
-            return init_state(parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None)
-
-        state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
-        arguments = (
-            _placed(state, replicated(mesh)),
-            _placed(plan.parts.frozen, replicated(mesh)),
-            batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh),
-            _placed(labels, label_shardings(labels, mesh)),
-        )
-        results.append((plan, arguments, jax.eval_shape(plan.step, *arguments)))
-    return results
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-    """Shapes with these shardings: one for all leaves, or one for each."""
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )

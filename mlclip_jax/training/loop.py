@@ -15,12 +15,14 @@ from jax.sharding import Mesh
 from mlclip_jax.data import registry
 from mlclip_jax.errors import UserError, make_folder
 from mlclip_jax.evaluation.evaluator import metric_classes
+from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.spec import unknown
 from mlclip_jax.training.build import (
     build_method,
     check_backbone,
     check_settings,
     load_backbone,
+    name_features,
     plan_stage,
     with_absolute_backbone,
     with_leaves,
@@ -101,6 +103,7 @@ def fit(
         config.data,
         image_size=backbone.clip.config.image.image_size,
         splits=config.eval.splits,
+        name_features=name_features(backbone),
     )
     metrics = metric_classes(data.space)
     if config.eval.metric not in metrics:
@@ -112,10 +115,7 @@ def fit(
         meta = checkpoints.meta(steps[-1]) if steps else None
         if meta is not None:
             check_backbone(meta, backbone, config.backbone.name)
-            if meta["label_space"] != data.space.to_json():
-                raise UserError(
-                    f"the checkpoint in {workdir} was trained on other labels: use another workdir"
-                )
+            data = replace(data, space=trained_space(meta, data.space, workdir))
             check_unchanged(parse_config(meta["config"]), config, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
@@ -131,6 +131,25 @@ def fit(
         finally:
             writer.close()
         return Result(workdir, run.step, run.metrics)
+
+
+def trained_space(meta: Mapping[str, Any], space: LabelSpace, workdir: Path) -> LabelSpace:
+    """The label space of a checkpoint that is to go on with the labels in `space`.
+
+    Clusters are those of the checkpoint: another device might draw them differently.
+
+    Raises:
+      UserError: it was trained on other labels or groups.
+    """
+    trained = LabelSpace.from_json(meta["label_space"])
+    clustered = [s.taxonomy is not None and not s.taxonomy.named for s in (trained, space)]
+    known = replace(space, taxonomy=trained.taxonomy) if all(clustered) else space
+    if known.to_json() != trained.to_json():
+        raise UserError(
+            f"the checkpoint in {workdir} was trained on other labels or groups: use another "
+            "workdir"
+        )
+    return known
 
 
 def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlclip_jax.train import load_config
-from mlclip_jax.training.build import abstract_step, check_settings
+from mlclip_jax.training.build import check_settings
 from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.dry_run import abstract_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.py"))

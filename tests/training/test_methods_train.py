@@ -11,8 +11,9 @@ from mlclip_jax import methods
 from mlclip_jax.data import registry
 from mlclip_jax.data.pipeline import train_batches
 from mlclip_jax.methods.base import Batch, Progress
-from mlclip_jax.training.build import abstract_step, build_method, load_backbone, load_trained
+from mlclip_jax.training.build import build_method, load_backbone, load_trained
 from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.dry_run import abstract_step
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.mesh import make_mesh
 from mlclip_jax.training.step import forward, take_apart
@@ -22,7 +23,13 @@ VARIANTS = {
     "coop": (
         {"class_specific": True, "ctx_init": "a photo of a"},
         {"logit_bias": True, "class_position": "middle", "n_ctx": 4},
-        {"train_image_encoder": True},
+        {"train_image_encoder": True, "label_graph": True},
+    ),
+    "hspnet": (
+        {"variant": "paper"},
+        {"prompt": "concat", "label_graph": False},
+        {"prompt": "add", "group_graph": False, "variant": "paper"},
+        {"prompt": "shared"},
     ),
 }
 CASES = [

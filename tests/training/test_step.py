@@ -59,8 +59,15 @@ def relative(a, b):
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("tower", {}), ("tower", {"train_bn": True}), ("coop", {"n_ctx": 2})],
-    ids=["plain", "batch_norm", "coop"],
+    [
+        ("tower", {}),
+        ("tower", {"train_bn": True}),
+        ("coop", {"n_ctx": 2}),
+        ("coop", {"n_ctx": 2, "label_graph": True}),
+        ("hspnet", {}),
+        ("hspnet", {"variant": "paper", "prompt": "add"}),
+    ],
+    ids=["plain", "batch_norm", "coop", "coop_graph", "hspnet", "hspnet_paper"],
 )
 def test_eight_devices_equal_one(name, fields):
     # With plain SGD at rate 0.1 the updated parameters carry the gradients as they are.

@@ -17,6 +17,7 @@ from mlclip_jax.data.registry import DataConfig, DataSplits
 from mlclip_jax.labels.space import LabelSpace, Taxonomy
 from mlclip_jax.methods.base import Batch, path_string
 from mlclip_jax.methods.coop import CoOp
+from mlclip_jax.methods.hspnet import HSPNet
 from mlclip_jax.methods.zero_shot import ZeroShot, ZeroShotConfig
 from mlclip_jax.training import build, loop
 from mlclip_jax.training.build import Backbone
@@ -104,7 +105,7 @@ class Tower(ZeroShot):
         return isinstance(variable, nnx.Param) and name.startswith((self.config.part, "bias"))
 
 
-METHODS = {"tower": Tower, "coop": CoOp, "zero_shot": ZeroShot}
+METHODS = {"tower": Tower, "coop": CoOp, "hspnet": HSPNet, "zero_shot": ZeroShot}
 
 
 def method(name="tower", **fields):
