@@ -58,7 +58,7 @@ class Runs:
             self.found = json.loads(path.read_text())["runs"]
 
     def score(self, arguments: str, seed: int, rate: float | None) -> dict[str, float]:
-        """{"validation", "test"} mAP in per cent where validation is highest, and what was there."""
+        """"validation" and "test" mAP in per cent where validation is highest, and where that is."""
         key = f"{arguments} seed={seed} rate={rate}"
         if key not in self.found:
             self.found[key] = run(arguments.format(seed=seed), seed, rate)
