@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlclip_jax.data.manifest import Manifest, Rows
@@ -131,6 +131,7 @@ def test_saved_and_pickled_manifests_are_the_same(tmp_path, changes):
         assert again.fingerprint() == whole.fingerprint()
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

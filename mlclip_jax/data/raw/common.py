@@ -21,8 +21,12 @@ from mlclip_jax.spec import hint, unknown
 
 def malformed(path: Path, place: int | str, problem: str) -> UserError:
     """The error for what is wrong in a file at a line (a number) or at a place in its JSON."""
-    where = f"line {place}" if isinstance(place, int) else place
-    return UserError(f"{path}, {where}: {problem}")
+    return UserError(f"{path}, {spot(place)}: {problem}")
+
+
+def spot(place: int | str) -> str:
+    """A place in a file in words: "line 3", "annotations[2].image_id"."""
+    return f"line {place}" if isinstance(place, int) else place
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
@@ -94,10 +98,10 @@ def read_json(path: Path, *, hook: Callable[[dict[str, Any]], Any] | None = None
             error.lineno,
             f"not JSON ({error.msg}, column {error.colno}): the file is cut off or damaged",
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply to be an annotation file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
+    except (RecursionError, ValueError) as error:  # too deep, or a number too long
+        raise UserError(f"{path} is no annotation file ({error})") from error
 
 
 def field(path: Path, place: str, entry: Any, name: str, kind: type) -> Any:
