@@ -1,14 +1,24 @@
-"""From `config.data` to the splits of a run: one dataclass of settings for each dataset."""
+"""From `config.data` to the splits of a run: one dataclass of settings for each dataset.
+
+Datasets are "scenes", which ships with the package, "custom", a folder of one's own images
+(`data.raw.custom`), and the published benchmarks (`data.benchmarks`).
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from mlclip_jax.data import benchmarks
-from mlclip_jax.data.benchmarks import Benchmark
+import numpy as np
+
+from mlclip_jax.data import assemble, benchmarks, protocols
+from mlclip_jax.data.assemble import Files, LabelledPart
+from mlclip_jax.data.benchmarks import Benchmark, Split
+from mlclip_jax.data.manifest import Manifest
 from mlclip_jax.data.pipeline import Source
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.errors import UserError
@@ -17,6 +27,8 @@ from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.labels.taxonomies import NameFeatures, regroup
 from mlclip_jax.spec import unknown
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,47 @@ class ScenesConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class CustomConfig(DataConfig):
+    """Settings of a folder of one's own images.
+
+    Attributes:
+      data_dir: the folder, with labels.csv or labels.jsonl.
+      train_view: what the training labels show.
+      seed: of the view.
+    """
+
+    data_dir: str = ""
+    train_view: str = "full"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig(DataConfig):
     """Settings of a published benchmark (`data.benchmarks`).
 
     Attributes:
-      data_dir: folder of its images and annotations.
+      data_dir: folder of its images and annotations, raw or prepared; for a benchmark of several
+        corpora the folder that holds theirs, each by its name.
       names_file: names of the labels in their order, one a line, in place of the published ones.
+      train_list, test_list, captions_list: published lists that it takes images, labels and
+        captions from, where they are not in the folder of the corpus under their published names.
+      aliases: YAML file of further names by which labels of training and evaluation are matched.
+      check_sizes: whether another number of images than the published one is an error.
     """
 
     data_dir: str = ""
     names_file: str = ""
+    train_list: str = ""
+    test_list: str = ""
+    captions_list: str = ""
+    aliases: str = ""
+    check_sizes: bool = True
+
+    @property
+    def files(self) -> Files:
+        """Where the files are."""
+        lists = {"train": self.train_list, "test": self.test_list, "captions": self.captions_list}
+        return Files(self.data_dir, lists)
 
 
 @dataclass(frozen=True)
@@ -77,6 +120,9 @@ class DataSplits:
       space: their labels.
       config: settings of the dataset.
       protocol: of `evaluation.protocol.PROTOCOLS`, by which the dataset is reported.
+      train_space: labels of the training examples where they are others than those of evaluation
+        (zero-shot, single to several labels).
+      fingerprints: SHA-256 of images and labels by split, of data read from files.
     """
 
     train: Source
@@ -84,6 +130,8 @@ class DataSplits:
     space: LabelSpace
     config: DataConfig
     protocol: str = "multi_label"
+    train_space: LabelSpace | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -> DataSplits:
@@ -112,29 +160,128 @@ def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -
     )
 
 
+def _custom_part(config: CustomConfig, split: str) -> LabelledPart:
+    """A part of the user's own images with all its labels."""
+    if not config.data_dir:
+        raise UserError("custom data need data.data_dir, the folder of the images")
+    manifest, folder = assemble.open_part("custom", split, config.data_dir)
+    labels = protocols.Labels(manifest.label_matrix(), np.arange(len(manifest)))
+    return LabelledPart(manifest, labels, "custom", split, folder)
+
+
+def _custom_labels(config: CustomConfig) -> LabelledPart:
+    """The training part through its view."""
+    part = _custom_part(config, "train")
+    labels = protocols.apply(
+        config.train_view, part.labels, seed=config.seed, keys=part.manifest.keys
+    )
+    return replace(part, labels=labels)
+
+
+def _load_custom(config: CustomConfig, image_size: int, splits: Sequence[str]) -> DataSplits:
+    """The user's own images."""
+    parts = {split: _custom_part(config, split) for split in splits}
+    return _open_images(_custom_labels(config), parts, config, image_size)
+
+
 def _load_benchmark(
     benchmark: Benchmark, config: BenchmarkConfig, image_size: int, splits: Sequence[str]
 ) -> DataSplits:
-    """Says what is missing."""
-    if not (benchmark.names_published or config.names_file):
+    """The published splits."""
+    if benchmark.names == "user" and not config.names_file:
         raise UserError(
             f"{benchmark.name} is published without class names: write them to a file, one a line "
             "in the order of their indices, and set data.names_file"
         )
-    raise UserError(
-        f"the images of {benchmark.name} cannot be read by this version yet, which knows its "
-        "labels and sizes only"
+    for split in splits:
+        if split not in benchmark.splits:
+            raise unknown(f"split of {benchmark.name}", split, benchmark.splits)
+    opened = _opener(benchmark, config)
+    train_space, space = _spaces(benchmark, config, opened)
+    parts = {}
+    for name in ("train", *splits):
+        manifest, folder = opened(getattr(benchmark, name))
+        part = assemble.label(
+            benchmark, name, manifest, folder, config.files, check_size=config.check_sizes
+        )
+        train = name == "train"
+        own = train_space if train and train_space else space
+        parts[name] = assemble.restrict(part, own, require_positive=train)
+    data = _open_images(parts.pop("train"), parts, config, image_size)
+    return replace(data, space=space, train_space=train_space, protocol=benchmark.protocol)
+
+
+_Opener = Callable[[Split], tuple[Manifest, Path]]
+
+
+def _opener(benchmark: Benchmark, config: BenchmarkConfig) -> _Opener:
+    """`assemble.open_split` that reads what several splits are taken from only once."""
+    kept: dict[tuple[str, ...], tuple[Manifest, Path]] = {}
+
+    def opened(split: Split) -> tuple[Manifest, Path]:
+        what = (split.corpus, split.part, split.labels, split.captions)
+        if what not in kept:
+            kept[what] = assemble.open_split(benchmark, split, config.files)
+        return kept[what]
+
+    return opened
+
+
+def _spaces(
+    benchmark: Benchmark, config: BenchmarkConfig, opened: _Opener
+) -> tuple[LabelSpace | None, LabelSpace]:
+    """The labels of training, None where they are those of evaluation, and of evaluation."""
+
+    def read(make: Callable[[], LabelSpace], split: Split) -> LabelSpace:
+        return opened(split)[0].space if config.data_dir else make()
+
+    space = benchmark.space()
+    if benchmark.names == "files":
+        space = read(benchmark.space, benchmark.test)
+    if config.names_file:
+        space = catalog.with_names(space, config.names_file)
+    if benchmark.train_space is None:
+        return None, space
+    train = read(benchmark.train_space, benchmark.train)
+    if benchmark.drop_from is not None and config.data_dir:  # stand-ins match nothing
+        return assemble.without_overlap(benchmark, train, space, config.aliases)
+    return train, space
+
+
+def _open_images(
+    train: LabelledPart, evals: Mapping[str, LabelledPart], config: DataConfig, image_size: int
+) -> DataSplits:
+    """Labelled parts with their images."""
+    fingerprints = {}
+    for split, part in {"train": train, **evals}.items():
+        fingerprints[split] = part.fingerprint()
+        count, name = len(part.labels.index), part.manifest.name
+        _LOG.info("%s: %d images of %s, sha256 %s", split, count, name, fingerprints[split])
+    return DataSplits(
+        _source(train, config, image_size, train=True),
+        {name: _source(part, config, image_size, train=False) for name, part in evals.items()},
+        train.manifest.space,
+        config,
+        fingerprints=fingerprints,
     )
 
 
+def _source(part: LabelledPart, config: DataConfig, image_size: int, *, train: bool) -> Source:
+    """The examples of a part: the one place where labels meet images."""
+    from mlclip_jax.data import sources
+
+    return sources.open_images(part, config, image_size, train=train)
+
+
 _Load = Callable[[Any, int, Sequence[str]], DataSplits]
-# name: (settings, loader, label space)
-_DATASETS: dict[str, tuple[type[DataConfig], _Load, Callable[[], LabelSpace]]] = {
-    "scenes": (ScenesConfig, _load_scenes, catalog.scenes)
+# name: (settings, loader, label space); None: the labels are in the files
+_DATASETS: dict[str, tuple[type[DataConfig], _Load, Callable[[], LabelSpace] | None]] = {
+    "scenes": (ScenesConfig, _load_scenes, catalog.scenes),
+    "custom": (CustomConfig, _load_custom, None),
 }
 
 
-def _find(name: str) -> tuple[type[DataConfig], _Load, Callable[[], LabelSpace]]:
+def _find(name: str) -> tuple[type[DataConfig], _Load, Callable[[], LabelSpace] | None]:
     """Settings, loader and label space of a dataset or benchmark."""
     if name in _DATASETS:
         return _DATASETS[name]
@@ -176,36 +323,60 @@ def load(
     """
     name, fields = settings(config)
     data = _find(name)[1](fields, image_size, splits)
-    return replace(data, space=label_space(config, name_features=name_features))
+    space, train_space = (
+        own and regroup(own, fields.taxonomy, name_features)
+        for own in (data.space, data.train_space)
+    )
+    return replace(data, space=space, train_space=train_space)
 
 
 def label_space(
     config: Mapping[str, Any], *, name_features: NameFeatures | None = None
 ) -> LabelSpace:
-    """The labels of a dataset with the taxonomy it is to have, without its images.
+    """The labels of evaluation of a dataset with the taxonomy they are to have, without images.
 
-    Where no class names are published nor given in a file, they are stand-ins ("class 0").
+    Where no class names are published nor given in a file, they are stand-ins ("class 0"); so they
+    are where names are in the files of a corpus and `data_dir` is not set.
 
     Raises:
       UserError: unknown dataset, setting or taxonomy, or a file that does not fit.
       ValueError: clusters without `name_features`.
     """
-    name, fields = settings(config)
-    space = _find(name)[2]()
-    if isinstance(fields, BenchmarkConfig) and fields.names_file:
-        space = catalog.with_names(space, fields.names_file)
-    return regroup(space, fields.taxonomy, name_features)
+    return label_spaces(config, name_features=name_features)[1]
 
 
-def num_train(config: Mapping[str, Any]) -> int:
-    """Training images that `config.data` names, without opening any.
-
-    For Scenes the number that is drawn, of which a view such as "few_shot" leaves out some.
+def label_spaces(
+    config: Mapping[str, Any], *, name_features: NameFeatures | None = None
+) -> tuple[LabelSpace, LabelSpace]:
+    """The labels of training and those of evaluation, mostly the same, as `label_space` has them.
 
     Raises:
-      UserError: unknown dataset or setting.
+      UserError, ValueError: as `label_space`.
+    """
+    name, fields = settings(config)
+    if isinstance(fields, CustomConfig):
+        train, space = None, _custom_part(fields, "train").manifest.space
+    elif isinstance(fields, BenchmarkConfig):
+        benchmark = benchmarks.resolve(name)
+        train, space = _spaces(benchmark, fields, _opener(benchmark, fields))
+    else:
+        train, space = None, _find(name)[2]()
+    space = regroup(space, fields.taxonomy, name_features)
+    return regroup(train, fields.taxonomy, name_features) if train else space, space
+
+
+def num_train(config: Mapping[str, Any]) -> int | None:
+    """Training images that `config.data` names, without opening any.
+
+    For Scenes the number that is drawn, of which a view such as "few_shot" leaves out some. None
+    for a benchmark of which it is not published.
+
+    Raises:
+      UserError: unknown dataset or setting, or custom data that cannot be read.
     """
     name, fields = settings(config)
     if isinstance(fields, BenchmarkConfig):
         return benchmarks.resolve(name).num_train
+    if isinstance(fields, CustomConfig):
+        return len(_custom_labels(fields).labels.index)
     return fields.num_train

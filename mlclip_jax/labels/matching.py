@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.spec import hint
 
 DropFrom = Literal["none", "train", "eval", "both"]
 
@@ -105,7 +106,8 @@ def match(
     for name in aliases:
         if not any(name in names for names in (*ours[1], *theirs[1])):
             raise UserError(
-                f"aliases of {name!r}: neither {first.name!r} nor {second.name!r} has this label"
+                f"aliases of {name!r}: neither {first.name!r} nor {second.name!r} has this label; "
+                f"{hint(name, second.names)}"
             )
     index: dict[str, list[int]] = {}
     plurals: dict[str, list[int]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlclip_jax.errors import UserError
@@ -14,8 +14,8 @@ from mlclip_jax.labels.space import LabelSpace
 IMAGENET = LabelSpace(
     names=(
         "tench, Tinca tinca",
-        "crane (n02012849)",
-        "crane (n03126707)",
+        "crane, n02012849",
+        "crane, n03126707",
         "African elephant, Loxodonta africana",
         "cellular telephone, cellular phone, cellphone, cell, mobile phone",
         "banana",
@@ -89,9 +89,11 @@ def test_one_label_may_match_several_and_may_be_kept_apart():
     ]
     assert found.unmatched() == ((3, 4, 5, 6, 7), ())
     assert [p.second for p in match(IMAGENET, birds, {"Crane": []}).pairs] == [1]
-    apart = match(IMAGENET, birds, {"crane (n03126707)": []})
+    apart = match(IMAGENET, birds, {"crane, n03126707": []})
     assert [p.first for p in apart.pairs] == [1, 0]
-    with pytest.raises(UserError, match="aliases of 'cranes': neither 'imagenet' nor 'labels'"):
+    with pytest.raises(
+        UserError, match="neither 'imagenet' nor 'labels' has this label; did you mean 'crane'"
+    ):
         match(IMAGENET, birds, {"cranes": ["x"]})
 
 
@@ -100,8 +102,8 @@ def test_report_names_every_pair_and_what_is_left():
     assert report.splitlines() == [
         "2 of the 3 labels of mine are among the 8 of imagenet:",
         "  banana = banana (n00000005), by 'banana'",
-        "  crane = crane (n02012849) (n00000001), by 'crane'",
-        "  crane = crane (n03126707) (n00000002), by 'crane'",
+        "  crane = crane, n02012849 (n00000001), by 'crane'",
+        "  crane = crane, n03126707 (n00000002), by 'crane'",
         "not found: sky",
     ]
 
@@ -146,6 +148,7 @@ def test_aliases_of_a_file(tmp_path):
 NAMES = st.lists(st.text("abos -_,", min_size=1).filter(str.strip), min_size=1, unique=True)
 
 
+@settings(max_examples=50, deadline=None)
 @given(NAMES, NAMES)
 def test_matching_has_no_direction(first, second):
     one, other = space(*first), space(*second)
@@ -154,6 +157,7 @@ def test_matching_has_no_direction(first, second):
     assert there == back
 
 
+@settings(max_examples=50, deadline=None)
 @given(NAMES)
 def test_every_name_matches_itself(names):
     found = {(p.first, p.second) for p in match(space(*names), space(*names)).pairs}

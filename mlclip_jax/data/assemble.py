@@ -1,0 +1,225 @@
+"""From a benchmark's name to its images and labels: parts of corpora, published lists, views.
+
+Annotations only; `data.registry` puts the images to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlclip_jax.data import benchmarks, protocols
+from mlclip_jax.data.benchmarks import Benchmark, Split
+from mlclip_jax.data.manifest import Manifest, Rows
+from mlclip_jax.data.protocols import Labels, SparseTargets
+from mlclip_jax.data.raw import lists, nuswide
+from mlclip_jax.errors import UserError
+from mlclip_jax.labels import matching
+from mlclip_jax.labels.space import LabelSpace
+
+_LABELS = ("positives", "negatives", "difficult")
+_LOG = logging.getLogger(__name__)
+_DENSE_BYTES = 1 << 29  # above it targets are made row by row
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files of a run are.
+
+    Attributes:
+      data_dir: the folder of a corpus, raw or prepared; of several, the folder that holds one for
+        each, by its name ("coco", "imagenet", ...).
+      lists: published lists by what they are for ("train", "test", "captions"), where they are not
+        in the folder of the corpus under their published names.
+    """
+
+    data_dir: str
+    lists: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledPart:
+    """A part of a corpus and what is used of it.
+
+    Attributes:
+      manifest: all images of the part; row i is record i where the corpus is prepared.
+      labels: the images in use and their labels, over the classes of `manifest.space`.
+      corpus: module of `data.raw`.
+      part: of its `PARTS`.
+      folder: of the corpus.
+    """
+
+    manifest: Manifest
+    labels: Labels
+    corpus: str
+    part: str
+    folder: Path
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the images in use and their labels."""
+        return self.labels.fingerprint(self.manifest.keys)
+
+
+def corpus_folder(data_dir: str, corpus: str) -> Path:
+    """The folder of a corpus: in `data_dir` the one of its name, if there is one, or `data_dir`."""
+    folder = Path(data_dir) / corpus
+    return folder if folder.is_dir() else Path(data_dir)
+
+
+def manifest_path(folder: Path, part: str) -> Path:
+    """Where the manifest of a prepared part is."""
+    return folder / f"{part}.manifest.npz"
+
+
+def open_part(corpus: str, part: str, data_dir: str) -> tuple[Manifest, Path]:
+    """The annotations of a part, prepared if they are, and the folder of the corpus.
+
+    Raises:
+      UserError: no such folder, or files in it are missing or malformed.
+    """
+    folder = corpus_folder(data_dir, corpus)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: set data.data_dir to the folder of {corpus}")
+    if (path := manifest_path(folder, part)).is_file():
+        return Manifest.load(path), folder
+    return importlib.import_module(f"mlclip_jax.data.raw.{corpus}").read(folder, part), folder
+
+
+def select_labels(manifest: Manifest, space: LabelSpace) -> Manifest:
+    """The same images with the labels of a smaller space, whose ids are among the manifest's."""
+    column = {name: i for i, name in enumerate(space.ids)}
+    new = np.array([column.get(name, -1) for name in manifest.space.ids], np.int64)
+
+    def select(rows: Rows | None) -> Rows | None:
+        if rows is None:
+            return None
+        images, labels = rows.pairs()
+        kept = new[labels] >= 0
+        return Rows.from_pairs(images[kept], new[labels[kept]], len(rows))
+
+    parts = {name: select(getattr(manifest, name)) for name in _LABELS}
+    return dataclasses.replace(manifest, space=space, **parts, aux={})
+
+
+def open_split(benchmark: Benchmark, split: Split, files: Files) -> tuple[Manifest, Path]:
+    """The part of the corpus a split is taken from, over its labels and with its captions.
+
+    Raises:
+      UserError: as `open_part`, or `data_dir` is not set.
+    """
+    if not files.data_dir:
+        bring = "; ".join(
+            f"{corpus}: {text}" for corpus, text in benchmarks.needs(benchmark).items()
+        )
+        raise UserError(f"{benchmark.name} needs data.data_dir, the folder of its files ({bring})")
+    manifest, folder = open_part(split.corpus, split.part, files.data_dir)
+    if split.labels == "joined":
+        manifest = nuswide.joined(manifest)
+    elif split.labels == "seen":
+        manifest = select_labels(manifest, manifest.space.select("seen"))
+    if split.captions:
+        path = Path(files.lists.get("captions") or folder / split.captions)
+        if path.is_file() or files.lists.get("captions"):
+            manifest = lists.with_captions(manifest, path)
+    return manifest, folder
+
+
+def label(
+    benchmark: Benchmark,
+    name: str,
+    manifest: Manifest,
+    folder: Path,
+    files: Files,
+    *,
+    check_size: bool = True,
+) -> LabelledPart:
+    """The images and labels of a split.
+
+    Args:
+      benchmark: which.
+      name: of the split: "train", "validation" or "test".
+      manifest, folder: as `open_split` gives them.
+      files: where lists are.
+      check_size: whether another number of images than the published one is an error.
+
+    Raises:
+      UserError: a list is missing or malformed, or the number of images is wrong.
+    """
+    split = getattr(benchmark, name)
+    if split.listed:
+        # Validation images are held out of the training list.
+        path = Path(files.lists.get(name.replace("validation", "train")) or folder / split.listed)
+        labels = Labels(*lists.apply(manifest, _read_list(benchmark, split, path, manifest.space)))
+    else:
+        labels = Labels(_targets(manifest, split), np.arange(len(manifest)))
+    labels = protocols.apply(split.view, labels, subsets=manifest.space.subsets, keys=manifest.keys)
+    if check_size and split.size is not None and len(labels.index) != split.size:
+        raise UserError(
+            f"{benchmark.name}: {name} has {len(labels.index):,} images, but {split.size:,} are "
+            f"published: check that {folder} is complete, or set data.check_sizes=False"
+        )
+    return LabelledPart(manifest, labels, split.corpus, split.part, folder)
+
+
+def _read_list(benchmark: Benchmark, split: Split, path: Path, space: LabelSpace) -> lists.Listed:
+    if not path.is_file():
+        raise UserError(
+            f"{benchmark.name} takes its images and labels from {split.listed}, and there is no "
+            f"{path}: put the published file there, or set data.train_list or data.test_list"
+        )
+    if path.suffix == ".npy":
+        return lists.read_arrays(path, path.with_name(path.name.replace("images", "labels")), space)
+    return lists.read_text(path, space, complete=split.complete)
+
+
+def _targets(manifest: Manifest, split: Split) -> np.ndarray | SparseTargets:
+    if len(manifest) * len(manifest.space) <= _DENSE_BYTES or manifest.difficult is not None:
+        return manifest.label_matrix(difficult=split.difficult)
+    return SparseTargets(manifest.positives, manifest.negatives, len(manifest.space))
+
+
+def without_overlap(
+    benchmark: Benchmark, train: LabelSpace, evaluated: LabelSpace, aliases: str = ""
+) -> tuple[LabelSpace, LabelSpace]:
+    """The spaces of a benchmark that trains on other labels than it evaluates; logs what matches.
+
+    Args:
+      benchmark: one with `drop_from`.
+      train, evaluated: its spaces, with their names.
+      aliases: YAML file of further names (`labels.matching.read_aliases`), "" for none.
+
+    Raises:
+      UserError: the aliases cannot be read or used, or no label would be left.
+    """
+    names = matching.read_aliases(aliases) if aliases else None
+    found = matching.match(train, evaluated, names)
+    _LOG.info("%s: %s", benchmark.name, found.report())
+    return matching.without_overlap(found, benchmark.drop_from)
+
+
+def restrict(part: LabelledPart, space: LabelSpace, *, require_positive: bool) -> LabelledPart:
+    """The part over the labels of a smaller space.
+
+    Args:
+      part: whose images and labels.
+      space: its ids are among the part's.
+      require_positive: whether images without a positive among them are left out.
+    """
+    if space.ids == part.manifest.space.ids:
+        return part
+    manifest, labels = select_labels(part.manifest, space), part.labels
+    if labels.sparse:
+        targets = SparseTargets(manifest.positives, manifest.negatives, len(space))[labels.index]
+    else:
+        column = {name: i for i, name in enumerate(part.manifest.space.ids)}
+        targets = labels.targets[:, [column[name] for name in space.ids]]
+    labels = Labels(targets, labels.index)
+    if require_positive:
+        labels = protocols.apply("require_positive", labels)
+    return dataclasses.replace(part, manifest=manifest, labels=labels)
