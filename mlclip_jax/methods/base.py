@@ -33,13 +33,14 @@ class Batch:
 
     images uint8 [b h w 3]; targets int8 [b c] (+1 positive, 0 unobserved, -1 negative);
     index int32 [b], the examples' rows in their source; mask bool [b], False for the padding of
-    an evaluation's last batch.
+    an evaluation's last batch; caption_tokens int32 [b t], where the source has captions.
     """
 
     images: Array
     targets: Array
     index: Array
     mask: Array
+    caption_tokens: Array | None = None
 
 
 @jax.tree_util.register_dataclass

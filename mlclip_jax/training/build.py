@@ -83,12 +83,14 @@ def check_settings(config: TrainConfig) -> dict[str, Any]:
         chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
         method = {"name": stage.method["name"], **asdict(chosen)}
         stages.append({"name": stage.name, "batch_size": stage.batch_size, "method": method})
+    backbone = {key: getattr(config.backbone, key) for key in ("image_size", "image_norm")}
     several = config.source.get("stages")
-    return {"seed": config.seed, "data": data} | ({"stages": stages} if several else stages[0])
+    run = {"seed": config.seed, "backbone": backbone, "data": data}
+    return run | ({"stages": stages} if several else stages[0])
 
 
 def preset(config: BackboneConfig) -> CLIPConfig:
-    """The sizes of the preset that `config` names, at its image size.
+    """The preset that `config` names, at its image size and with its pixel statistics.
 
     Raises:
       UserError: no such preset.
@@ -96,7 +98,8 @@ def preset(config: BackboneConfig) -> CLIPConfig:
     if config.name not in PRESETS:
         raise unknown("backbone preset", config.name, PRESETS)
     sizes = PRESETS[config.name]
-    return sizes if config.image_size is None else sizes.at(config.image_size)
+    sizes = sizes if config.image_size is None else sizes.at(config.image_size)
+    return sizes if config.image_norm is None else sizes.normalized_as(config.image_norm)
 
 
 def packaged_tokenizer(context_length: int) -> Tokenizer:
@@ -131,6 +134,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     dtype = jnp.dtype(config.dtype)
     found = clip_weights.resolve(config.name, revision=config.revision)
     clip = found.load(dtype=dtype, image_size=config.image_size, remat=config.remat)
+    if config.image_norm is not None:
+        clip.config = clip.config.normalized_as(config.image_norm)
     return Backbone(clip, found.tokenizer(), found.digest())
 
 

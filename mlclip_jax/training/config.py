@@ -30,6 +30,8 @@ class BackboneConfig:
       dtype: compute type of the towers (parameters stay float32).
       image_size: side of the images in pixels; None keeps the checkpoint's (positional
         embeddings are interpolated otherwise).
+      image_norm: statistics that pixels are normalised with, on the device: "clip", or "imagenet"
+        as MKT and LMPT do; None keeps the checkpoint's.
       weights: "random" builds the preset `name` with fresh weights.
       remat: recompute the towers' blocks in the backward pass: less memory, more time.
     """
@@ -38,6 +40,7 @@ class BackboneConfig:
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     image_size: int | None = None
+    image_norm: Literal["clip", "imagenet"] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     remat: bool = False
 

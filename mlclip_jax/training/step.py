@@ -188,8 +188,13 @@ def make_train_step(
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         if augment_flip:
-            coin = jax.random.bernoulli(key, 0.5, (batch.images.shape[0], 1, 1, 1))
-            batch = replace(batch, images=jnp.where(coin, batch.images[:, :, ::-1], batch.images))
+            # Tossed by example, so that its place in the batch does not matter.
+            coins = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))(
+                batch.index
+            )
+            flipped = batch.images[:, :, ::-1]
+            images = jnp.where(coins[:, None, None, None], flipped, batch.images)
+            batch = replace(batch, images=images)
         local = state["step"] - first_step
         progress = Progress(step=local, epoch=local // steps_per_epoch)
 
