@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +61,11 @@ class Captioned:
     def label_matrix(self) -> np.ndarray:
         """Targets of all examples, int8 [n c]."""
         return self.source.label_matrix()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images, see `data.features`; captions do not."""
+        return self.source.identity()
+
+    def annotations(self, i: int) -> Example:
+        """Example i with its caption, without its image."""
+        return {**self.source.annotations(i), "caption_tokens": self.tokens[i]}

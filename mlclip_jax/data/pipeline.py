@@ -1,7 +1,8 @@
 """From a random-access source to batches on the host, over grain.
 
 A batch is a dict of numpy arrays: images uint8 [b h w 3], targets int8 [b c], index int32 [b], mask
-bool [b], and caption_tokens int32 [b t] where the source has captions.
+bool [b], and caption_tokens int32 [b t] where the source has captions. In place of pixels "images"
+is a dict of features where they are cached (`data.features`).
 
 The training examples are a pure function of the seed, the source and the number of processes, and
 what augmentation makes of each one of the seed, the epoch and the example: workers and threads
@@ -22,7 +23,7 @@ from mlclip_jax.data.augment import example_rng
 from mlclip_jax.data.transforms import ImageError
 from mlclip_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 Example = Mapping[str, Any]
 
 #: Images that training passes over because they cannot be read, unless it is told otherwise.
@@ -68,14 +69,8 @@ class AugmentedSource(Source, Protocol):
 
 def _arrays(example: Example, mask: bool = True) -> Batch:
     """An example as arrays of the batch's dtypes."""
-    image = np.asarray(example["image"])
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(
-            f"example {example['index']}: an image must be uint8 [h w 3] here, "
-            f"not {image.dtype} {list(image.shape)}"
-        )
     out = {
-        "images": image,
+        "images": example["features"] if "features" in example else _pixels(example),
         "targets": np.asarray(example["targets"], np.int8),
         "index": np.asarray(example["index"], np.int32),
         "mask": np.asarray(mask),
@@ -83,6 +78,16 @@ def _arrays(example: Example, mask: bool = True) -> Batch:
     if "caption_tokens" in example:
         out["caption_tokens"] = np.asarray(example["caption_tokens"], np.int32)
     return out
+
+
+def _pixels(example: Example) -> np.ndarray:
+    image = np.asarray(example["image"])
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"example {example['index']}: an image must be uint8 [h w 3] here, "
+            f"not {image.dtype} {list(image.shape)}"
+        )
+    return image
 
 
 class _TrainExample:

@@ -13,14 +13,14 @@ import importlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from mlclip_jax.data.assemble import LabelledPart, manifest_path
-from mlclip_jax.data.augment import Augment, recipe
+from mlclip_jax.data.augment import Augment, Recipe, recipe
 from mlclip_jax.data.manifest import Manifest
 from mlclip_jax.data.pipeline import Example
 from mlclip_jax.data.protocols import Labels
@@ -291,7 +291,7 @@ class ImageSource:
         self, manifest: Manifest, labels: Labels, reader: Reader, transform: Augment
     ) -> None:
         self.rows, self.targets = labels.index, labels.targets
-        self.keys = manifest.keys[self.rows]
+        self.name, self.keys = manifest.name, manifest.keys[self.rows]
         self.reader, self.transform = reader, transform
         self._all_captions = manifest.captions
 
@@ -331,7 +331,21 @@ class ImageSource:
         key = str(self.keys[i])
         content = self.reader.read(int(self.rows[i]), key)
         image = self.transform(content, rng, name=key)
-        return {"image": image, "targets": self.targets[i], "index": i}
+        return {"image": image, **self.annotations(i)}
+
+    def annotations(self, i: int) -> Example:
+        """Example i without its image."""
+        return {"targets": self.targets[i], "index": i}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images, see `data.features`; mirroring is left to the device."""
+        transform, unflipped = self.transform, replace(self.transform.recipe, flip=False)
+        same = {
+            "corpus": self.name,
+            "keys": keys_digest(self.keys),
+            "preprocess": repr(transform.preprocess),
+        }
+        return same if unflipped == Recipe() else {**same, "augment": repr(unflipped)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_all_captions": None}

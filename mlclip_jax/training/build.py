@@ -23,7 +23,7 @@ from mlclip_jax import methods
 from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
 from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
-from mlclip_jax.data import registry
+from mlclip_jax.data import features, registry
 from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
@@ -82,7 +82,9 @@ def check_settings(config: TrainConfig) -> dict[str, Any]:
         fields = {key: value for key, value in stage.method.items() if key != "name"}
         chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
         method = {"name": stage.method["name"], **asdict(chosen)}
-        stages.append({"name": stage.name, "batch_size": stage.batch_size, "method": method})
+        cache = features.settings(stage.cache)
+        fields = {"name": stage.name, "batch_size": stage.batch_size, "cache": cache}
+        stages.append({**fields, "method": method})
     backbone = {key: getattr(config.backbone, key) for key in ("image_size", "image_norm")}
     several = config.source.get("stages")
     run = {"seed": config.seed, "backbone": backbone, "data": data}

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping, plain, unknown_key
 
 # Keys that a stage may override; everything else belongs to the whole run.
-_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay")
+_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay", "cache")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class StageConfig:
       batch_size: images in a batch over all devices.
       duration: length as "N steps", "N epochs" or "N examples".
       ema_decay: decay of the moving average of the weights per step; None keeps none.
+      cache: train and evaluate from image features that are computed once; None reads images.
     """
 
     name: str
@@ -141,6 +143,7 @@ class StageConfig:
     batch_size: int
     duration: str
     ema_decay: float | None
+    cache: CacheConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class _Root:
     duration: str = "1 epochs"
     optim: Mapping[str, Any] | None = None
     ema_decay: float | None = None
+    cache: Mapping[str, Any] | None = None
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: str = "10 steps"
@@ -251,6 +255,8 @@ def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> 
         merged["optim"]["groups"] = tuple(merged["optim"]["groups"].items())
     prefix = f"{where}." if where else ""
     optim = from_mapping(OptimConfig, merged["optim"], f"{prefix}optim")
+    if merged["cache"] is not None:
+        merged["cache"] = from_mapping(CacheConfig, merged["cache"], f"{prefix}cache")
     default_name = "train" if not override else f"stage{index + 1}"
     stage = from_mapping(
         StageConfig,

@@ -29,6 +29,7 @@ from mlclip_jax.training.build import (
 )
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
 from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
+from mlclip_jax.training.feature_cache import cache_features
 from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
 from mlclip_jax.training.stage import Interval, Run, StageRun
 from mlclip_jax.training.step import all_leaves, init_state
@@ -218,7 +219,7 @@ def start_stage(
         mesh=mesh,
         num_examples=len(data.train),
         first_step=run.step,
-        augment_flip=data.config.augment_flip,
+        augment_flip=data.config.augment_flip and stage.cache is None,
     )
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
@@ -245,4 +246,9 @@ def start_stage(
             asked = f"{done} steps are done, {plan.steps} asked for"
             run.say(f"stage '{stage.name}' is finished: {asked}")
     labels = shard_labels(host_labels, mesh)
-    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done)
+
+    # ---- Cached image features -------------------------------------------------------------------
+    cached = None
+    if stage.cache is not None and (meta is None or done < plan.steps):
+        cached = cache_features(run, stage, method, plan.parts, state, frozen)
+    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done, cached)

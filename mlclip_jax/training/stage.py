@@ -94,6 +94,7 @@ class StageRun:
       state, frozen, labels: on the devices.
       interval: sums since the last report.
       done: steps of the stage that are done already.
+      data: examples of the run with cached features; None takes them with their images.
     """
 
     def __init__(
@@ -107,10 +108,12 @@ class StageRun:
         labels: Any,
         interval: Interval,
         done: int,
+        data: DataSplits | None = None,
     ) -> None:
         self.run, self.index, self.config, self.plan = run, index, config, plan
         self.state, self.frozen, self.labels = state, frozen, labels
         self.interval, self.done = interval, done
+        self.data = data or run.data
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.progress = ProgressBar(
             config.name, start=done, total=plan.steps, enabled=not run.quiet
@@ -136,7 +139,7 @@ class StageRun:
         """The remaining steps."""
         run, plan = self.run, self.plan
         host_batches = train_batches(
-            run.data.train,
+            self.data.train,
             self.config.batch_size,
             seed=run.config.seed + self.index,
             start_step=self.done,
@@ -237,7 +240,7 @@ class StageRun:
         for weights in ("raw", "ema") if self.state["ema"] else ("raw",):
             leaves = all_leaves(self.state, self.frozen, ema=weights == "ema")
             states[weights] = (nest(leaves, self.plan.parts.paths),)
-        for split, source in run.data.evals.items():
+        for split, source in self.data.evals.items():
             batches = eval_batches(source, batch_size, num_workers=run.data.config.num_workers)
             results = evaluate(
                 self.predictor, states, self.labels, batches, run.data.space, mesh=run.mesh

@@ -96,7 +96,7 @@ def forward(
     """
     padding = labels.mask.shape[0] - batch.targets.shape[1]
     batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
-    features = method.encode_images(batch.images, progress=progress)
+    features = method.image_features(batch.images, progress=progress)
     label_features = method.encode_labels(labels, image_features=features, progress=progress)
     logits = method.logits(features, label_features, labels)
     return method.loss(logits, batch, labels, progress)
@@ -114,7 +114,7 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
         method = parts.merge(leaves)
         zero = jnp.zeros((), jnp.int32)
         loss, _ = forward(method, batch, labels, Progress(step=zero, epoch=zero))
-        after = _statistics(method)
+        after = statistics(method)
         moved.extend(name for name, value in after.items() if value is not leaves[name])
         return loss
 
@@ -128,7 +128,7 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
     )
 
 
-def _statistics(method: nnx.Module) -> Leaves:
+def statistics(method: nnx.Module) -> Leaves:
     """BatchNorm statistics of a method by "/"-joined path."""
     state = nnx.to_flat_state(nnx.state(method, nnx.BatchStat))
     return {path_string(path): variable.get_value() for path, variable in state}
@@ -202,8 +202,8 @@ def make_train_step(
             leaves = {**frozen, **state["batch_stats"], **trainable}
             method = parts.merge(leaves)
             loss, aux = forward(method, batch, labels, progress)
-            statistics = _statistics(method)
-            return loss, (aux, {name: statistics[name] for name in parts.moving})
+            after = statistics(method)
+            return loss, (aux, {name: after[name] for name in parts.moving})
 
         (loss, (aux, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state["trainable"]
