@@ -12,6 +12,7 @@ from mlclip_jax import __version__
 COMMANDS = {
     "train": "train a method:        mlclip train --config=configs/quickstart.py --workdir=runs/a",
     "evaluate": "score a trained one:   mlclip evaluate --workdir=runs/a --split=test",
+    "export": "write a classifier:    mlclip export --workdir=runs/a --output=model/",
     "tag": "tag your own images:   mlclip tag photos/ --workdir=runs/a",
 }
 

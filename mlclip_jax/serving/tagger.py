@@ -1,4 +1,4 @@
-"""Tagging a user's own images with a trained method or with zero-shot CLIP.
+"""Tagging a user's own images with a trained method, a classifier or zero-shot CLIP.
 
     tagger = Tagger.from_clip("ViT-B/32", ("cat", "dog", "sofa"))
     tagger.tag(["holiday.jpg"], top_k=2)
@@ -37,6 +37,8 @@ from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import Method
 from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
+from mlclip_jax.serving.export import Classifier
+from mlclip_jax.serving.export import load as load_classifier
 from mlclip_jax.training.build import load_trained
 
 #: {"label": name, "score": float}, for zero-shot also {"cosine": float}.
@@ -50,9 +52,9 @@ class Tagger:
     """Labels images; the label features are encoded once, when it is made.
 
     Args:
-        method: with its weights.
+        method: with its weights; or a classifier made of one.
         space: the labels to choose from.
-        encoder: tokenizer for the labels' prompts.
+        encoder: tokenizer for the labels' prompts; a classifier has none.
         preprocess: brings images to the method's size.
         batch_size: most images scored at once; fewer are padded to the next power of two, so that
             few shapes are ever compiled.
@@ -60,9 +62,9 @@ class Tagger:
 
     def __init__(
         self,
-        method: Method,
+        method: Method | Classifier,
         space: LabelSpace,
-        encoder: Encoder,
+        encoder: Encoder | None,
         preprocess: Preprocess,
         *,
         batch_size: int = 32,
@@ -73,7 +75,7 @@ class Tagger:
         self.preprocess = preprocess
         self.batch_size = batch_size
         self.score_kind: Literal["sigmoid", "softmax"] = "sigmoid"
-        if isinstance(method, ZeroShot):
+        if isinstance(method, ZeroShot) or (isinstance(method, Classifier) and method.zero_shot):
             self.score_kind, self._scale = "softmax", float(method.scale())
         graphdef, state = nnx.split(method)
         self._predictor = predict_fn(graphdef)
@@ -142,6 +144,20 @@ class Tagger:
         preprocess = Preprocess(trained.method.clip.config.image.image_size)
         encoder = trained.backbone.tokenizer
         return cls(trained.method, space, encoder, preprocess, batch_size=batch_size)
+
+    @classmethod
+    def from_classifier(cls, folder: str | Path, *, batch_size: int = 32) -> Tagger:
+        """A classifier that `mlclip export` wrote: no text tower, no tokenizer, its own labels.
+
+        Args:
+            folder: of the classifier.
+            batch_size: most images scored at once.
+
+        Raises:
+            UserError: there is no classifier, or it is damaged.
+        """
+        found = load_classifier(folder)
+        return cls(found, found.space, None, found.config.preprocess, batch_size=batch_size)
 
     def tag(
         self, images: Iterable[Source], *, top_k: int | None = None, threshold: float | None = None
