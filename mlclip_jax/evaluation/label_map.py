@@ -19,7 +19,7 @@ from mlclip_jax.evaluation.label_features import (
 from mlclip_jax.labels.space import Taxonomy
 
 _COLOURS = 6  # of groups, in page.css
-# Circle, square, triangle, diamond, cross: of about one area, within 1.35 of the centre. Their
+# Circle, square, triangle, diamond, cross: of about one area, within 1.3 of the centre. Their
 # number and that of the colours have no common divisor, so 30 groups all look different.
 _MARKS = (
     "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0z",
@@ -62,7 +62,7 @@ def label_features(found: Findings) -> str:
         picture = charts.svg(
             2 * middle[1],
             _dots(points, found.space.names, taxonomy)
-            + _names(points, found.space.names, taxonomy, size, 2 * middle[1]),
+            + _names(points, found.space.names, taxonomy, 1.3 * size, 2 * middle[1]),
             f"Label features of {title} in two dimensions",
             f"{count} labels in {len(taxonomy)} groups; {silhouette}. The figures by group are in "
             "the chart of compactness below.",
@@ -139,7 +139,7 @@ def _dots(points: np.ndarray, names: Sequence[str], taxonomy: Taxonomy) -> str:
 def _names(
     points: np.ndarray, names: Sequence[str], taxonomy: Taxonomy, size: float, height: float
 ) -> str:
-    """Names beside, above or below the marks, where they cover neither mark nor name.
+    """Names beside, above or below the marks (of half width `size`), covering no mark or name.
 
     Those that fit at the size of narrow pages stand first; between them, of class "more", those
     that only fit at the smaller size of wide pages.
