@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from released import hspnet
 from released.base import Release
 from released.files import open_released
 
-from mlclip_jax.clip.arrays import NamedArrays, _check
+from mlclip_jax.clip.arrays import NamedArrays, check_shapes
 from mlclip_jax.clip.layouts import Row, Transform
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.data import registry
@@ -41,9 +40,8 @@ from mlclip_jax.training.build import (
     name_features,
     with_absolute_backbone,
 )
-from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, FOLDER, Checkpoints
+from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, FOLDER, Checkpoints, describe
 from mlclip_jax.training.config import TrainConfig, parse_config
-from mlclip_jax.training.stage import VERSIONED
 from mlclip_jax.training.step import Leaves, take_apart
 
 #: By method; a further one is a module in `released`.
@@ -86,7 +84,7 @@ def read_leaves(
     optional = _shapes(frozen, leaves) | {name: a.shape for name, (_, a) in prompts.items()}
     held = {name: shape for name, shape in arrays.shapes.items() if name not in release.unused}
     expected = _shapes(learned, leaves) | {n: s for n, s in optional.items() if n in held}
-    _check(expected, held, source)
+    check_shapes(expected, held, source)
 
     # ---- Values ----------------------------------------------------------------------------------
     def load(place: Place) -> np.ndarray:
@@ -221,10 +219,7 @@ def _save(
         "trained_before": sorted(name for name in leaves if name.startswith(BACKBONE_PREFIX)),
         "ema": False,
         "metrics": {},
-        "config": config.source,
-        "label_space": space.to_json(),
-        "backbone": {"name": config.backbone.name, "digest": backbone.digest},
-        "versions": {name: metadata.version(name) for name in VERSIONED},
+        **describe(config, space, backbone.digest),
     }
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

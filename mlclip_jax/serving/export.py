@@ -31,8 +31,7 @@ from jax import Array
 
 from mlclip_jax import __version__
 from mlclip_jax.clip import CLIP, ImageFeatures, ResNetConfig, ViTConfig
-from mlclip_jax.clip.arrays import _check as check_shapes
-from mlclip_jax.clip.arrays import open_safetensors, path_string
+from mlclip_jax.clip.arrays import check_shapes, open_safetensors, path_string
 from mlclip_jax.clip.config_files import read_json
 from mlclip_jax.clip.resnet import ModifiedResNet
 from mlclip_jax.clip.vit import VisionTransformer

@@ -265,14 +265,8 @@ def test_workdir_is_like_any_other(run, world, saved, released, tmp_path, capsys
         2,
         f"error: {workdir} holds a checkpoint already: choose another workdir\n",
     )
-    with pytest.raises(UserError, match="missing opt_state"):
+    with pytest.raises(UserError, match=r"converted from .* train in another workdir"):
         loop.fit(world(), workdir, quiet=True)
-    with pytest.raises(UserError, match=r"method\.n_ctx was 4 and is 3"):
-        loop.fit(world(method={"name": "hspnet", "n_ctx": 3}), workdir, quiet=True)
-    with pytest.raises(UserError, match="trained on other labels"):
-        loop.fit(world(data={"name": "two"}), workdir, quiet=True)
-    with pytest.raises(UserError, match="trained on other weights"):
-        loop.fit(world(backbone={"name": "clip-mini"}), workdir, quiet=True)
 
 
 def test_every_difference_is_in_one_error(run, saved, released) -> None:
