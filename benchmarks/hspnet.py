@@ -34,6 +34,8 @@ ROWS = {
     "SPL (CoOp)": "row=spl",
     "SPL + GCN": "row=spl_gcn",
     "HCP": "row=hcp",
+    "HCP, prompt [s, w]": "row=hcp,prompt=concat",
+    "HCP, prompt s + w": "row=hcp,prompt=add",
     "HCP + HGCN (HSPNet)": "row=hspnet",
     "without inter-group": "row=no_group_graph",
     "without inter-label": "row=no_label_graph",
