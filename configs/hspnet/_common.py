@@ -132,7 +132,6 @@ def benchmark(
         "name": "adam",
         "learning_rate": learning_rate if logged else _RATE,
         "weight_decay": 1e-4,
-        "decay_scalars": released,  # the gate of its GCN; the paper's form has none
         "schedule": "onecycle",
     }
     if logged:

@@ -88,7 +88,7 @@ def test_published_runs(corpus, key, rate, gcn_rate):
         assert optim.pct_start == golden["onecycle/pct_start"]
     assert (optim.name, optim.schedule, optim.cycle_momentum) == ("adam", "onecycle", True)
     assert (optim.beta1, optim.beta2, optim.eps, optim.weight_decay) == (0.9, 0.999, 1e-8, 1e-4)
-    assert optim.decay_scalars and optim.learning_rate == rate
+    assert not optim.decay_scalars and optim.learning_rate == rate
     ((pattern, factor),) = optim.groups
     assert pattern == "gcn" and factor * rate == pytest.approx(gcn_rate)
     assert (config.backbone.name, config.backbone.image_size) == ("RN50", None)
