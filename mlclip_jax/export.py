@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from mlclip_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:
-    from mlclip_jax.data.registry import DataSplits
-    from mlclip_jax.evaluation.evaluator import EvalResult
+    import numpy as np
+
     from mlclip_jax.methods.base import Method
     from mlclip_jax.serving.export import Classifier
     from mlclip_jax.training.build import Trained
@@ -44,7 +44,10 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         "--weights", choices=("auto", "raw", "ema"), default="auto",
         help="auto (default): averaged where the run kept an average",
     )  # fmt: skip
-    parser.add_argument("--split", default="test", help="to compare on (default: test)")
+    parser.add_argument(
+        "--split", default="test",
+        help="to compare on (default: test); none: on images of noise, where the data are not here",
+    )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=100)
     return parser.parse_args(args)
 
@@ -53,37 +56,35 @@ def run(options: argparse.Namespace) -> int:
     """Fold, write, read back, compare, print; the exit code."""
     import numpy as np
 
-    from mlclip_jax.data import registry
     from mlclip_jax.serving import export
     from mlclip_jax.training.build import load_trained
     from mlclip_jax.training.loop import use_compilation_cache
+    from mlclip_jax.training.scoring import Scorer
 
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {options.batch_size}")
     with export.new_folder(options.output) as part:
         trained = load_trained(options.workdir, which=options.checkpoint, weights=options.weights)
         if trained.config.compilation_cache:
             use_compilation_cache()
-        data = registry.load(
-            {**trained.config.data, "taxonomy": "own"},  # the run's groups are in its label space
-            image_size=trained.method.clip.config.image.image_size,
-            splits=(options.split,),
-        )
+        scorer = None
+        if options.split != "none":
+            scorer = Scorer(trained, (options.split,), options.batch_size)
         origin = export.Origin.of(trained)
-        encoder = trained.backbone.tokenizer
-        export.save(export.fold(trained.method, trained.space, encoder, origin), part)
-        classifier = export.load(part)
-
-        expected = _score(trained.method, trained, data, options)
-        found = _score(classifier, trained, data, options)
-        largest = np.abs(expected.scores).max()
-        difference = np.abs(found.scores - expected.scores).max()
-        print(
-            f"{origin.method} ({origin.weights} weights of step {origin.step}): "
-            f"mAP {100 * expected.metrics['mAP']:.2f} on {options.split}\n"
-            f"classifier, read back: mAP {100 * found.metrics['mAP']:.2f}\n"
-            f"logits differ by at most {difference:.2g}, the largest is {largest:.3g}"
+        name = f"{origin.method} ({origin.weights} weights of step {origin.step})"
+        export.save(
+            export.fold(trained.method, trained.space, trained.backbone.tokenizer, origin), part
         )
+        classifier = export.load(part)
+        both = {name: trained.method, "classifier, read back": classifier}
+        if scorer is None:
+            scores = [_of_noise(method, trained) for method in both.values()]
+        else:
+            found = scorer.score(both, options.split)
+            scores = [result.scores for result in found.values()]
+            for title, result in found.items():
+                print(f"{title}: mAP {100 * result.metrics['mAP']:.2f} on {options.split}")
+        largest = np.abs(scores[0]).max()
+        difference = np.abs(scores[1] - scores[0]).max()
+        print(f"logits differ by at most {difference:.2g}, the largest is {largest:.3g}")
         if not difference <= TOLERANCE[classifier.config.dtype] * largest:
             raise UserError(
                 "classifier and method disagree, nothing is written: tag with --workdir instead"
@@ -92,29 +93,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _score(
-    method: Method | Classifier, trained: Trained, data: DataSplits, options: argparse.Namespace
-) -> EvalResult:
-    """Scores of the split on all devices."""
+def _of_noise(method: Method | Classifier, trained: Trained) -> np.ndarray:
+    """Logits of eight images of noise, float32 [b c]."""
+    import numpy as np
     from flax import nnx
 
-    from mlclip_jax.data.pipeline import eval_batches
-    from mlclip_jax.evaluation.evaluator import evaluate, predict_fn
-    from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
+    from mlclip_jax.evaluation.evaluator import predict_fn
 
-    mesh, space = make_mesh(), trained.space
-    batch_size = -(-options.batch_size // mesh.size) * mesh.size
+    size = trained.method.clip.config.image.image_size
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3)).astype(np.uint8)
     graphdef, state = nnx.split(method)
-    labels = method.label_inputs(space, trained.backbone.tokenizer, multiple_of=mesh.size)
-    results = evaluate(
-        predict_fn(graphdef, mesh),
-        {"": (replicate(nnx.to_pure_dict(state), mesh),)},
-        shard_labels(labels, mesh),
-        eval_batches(data.evals[options.split], batch_size, num_workers=data.config.num_workers),
-        space,
-        mesh=mesh,
-    )
-    return results[""]
+    leaves = (nnx.to_pure_dict(state),)
+    labels = method.label_inputs(trained.space, trained.backbone.tokenizer)
+    predict = predict_fn(graphdef)
+    features = predict.encode_labels(leaves, labels)
+    return np.asarray(predict.logits(leaves, images, features, labels))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -99,6 +99,11 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         "for, where its method allows",
     )  # fmt: skip
     parser.add_argument(
+        "--taxonomy",
+        help="groups of the --labels for methods that need them: 'cluster', 'cluster(5)' or a YAML "
+        "file (group: [labels])",
+    )
+    parser.add_argument(
         "--template",
         action="append",
         help='zero-shot prompt such as "a photo of a {}."; repeatable',
@@ -115,6 +120,8 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--clip needs --labels, a text file with one label a line")
     if options.classifier is not None and options.labels is not None:
         parser.error("--labels: a classifier has its own labels, which cannot change")
+    if options.taxonomy is not None and (options.workdir is None or options.labels is None):
+        parser.error("--taxonomy belongs to --workdir with --labels")
     if options.clip is None and options.template:
         parser.error("--template belongs to --clip; a trained method has its own prompts")
     if options.workdir is None and (options.checkpoint or options.weights):
@@ -144,6 +151,7 @@ def _tagger(options: argparse.Namespace) -> Tagger:
     return Tagger.from_workdir(
         options.workdir,
         labels=space,
+        taxonomy=options.taxonomy or "own",
         checkpoint=options.checkpoint or "best",
         weights=options.weights or "auto",
         batch_size=options.batch_size,

@@ -61,7 +61,7 @@ def method(arg: SimpleNamespace, rows: Mapping[str, Mapping[str, Any]] = ROWS) -
         "n_ctx": 4,
     }
     if "name" in rows[arg.row]:
-        settings["logit_scale"] = 10.0
+        settings["logit_scale"] = 10.0 if arg.variant == "released" else None
     else:
         settings |= {"name": "hspnet", "variant": arg.variant, "prompt": arg.prompt}
     return settings | rows[arg.row]
@@ -136,7 +136,7 @@ def benchmark(
     }
     if logged:
         config.optim.schedule_duration = "80 epochs"
-    if released and has_gcn(settings):
+    if logged and has_gcn(settings):
         config.optim.groups = {"gcn": gcn}
     # The release counts the incomplete last batch.
     config.ema_decay = 0.82 ** (1 / math.ceil(resolve(name).num_train / config.batch_size))

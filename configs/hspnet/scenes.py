@@ -53,7 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "weight_decay": 1e-4,
         "schedule": "onecycle",
     }
-    if _COMMON["has_gcn"](method):
+    if arg.variant == "released" and _COMMON["has_gcn"](method):
         config.optim.groups = {"gcn": 5.0}
     config.ema_decay = 0.98
     config.eval = {"every": "64 steps"}

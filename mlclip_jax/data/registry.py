@@ -161,6 +161,7 @@ def load(
     image_size: int,
     splits: Sequence[str],
     name_features: NameFeatures | None = None,
+    space: LabelSpace | None = None,
 ) -> DataSplits:
     """The splits that `config.data` names.
 
@@ -169,6 +170,8 @@ def load(
       image_size: pixels of a side that the backbone takes.
       splits: evaluation splits to open.
       name_features: features of label names, which a taxonomy of clusters needs.
+      space: labels of a trained run, whose names and groups are taken as they are: the files that
+        once gave them are not read again.
 
     Raises:
       UserError: unknown dataset, setting, split or taxonomy.
@@ -176,7 +179,7 @@ def load(
     """
     name, fields = settings(config)
     data = _find(name)[1](fields, image_size, splits)
-    return replace(data, space=label_space(config, name_features=name_features))
+    return replace(data, space=space or label_space(config, name_features=name_features))
 
 
 def label_space(

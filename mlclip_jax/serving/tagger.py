@@ -34,12 +34,13 @@ from mlclip_jax.data.transforms import Preprocess, Source
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import predict_fn
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.taxonomies import regroup
 from mlclip_jax.methods.base import Method
 from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
 from mlclip_jax.serving.export import Classifier
 from mlclip_jax.serving.export import load as load_classifier
-from mlclip_jax.training.build import load_trained
+from mlclip_jax.training.build import load_trained, name_features
 
 #: {"label": name, "score": float}, for zero-shot also {"cosine": float}.
 Tag = dict[str, Any]
@@ -122,6 +123,7 @@ class Tagger:
         workdir: str | Path,
         *,
         labels: LabelSpace | Sequence[str] | None = None,
+        taxonomy: str = "own",
         checkpoint: Literal["best", "latest"] = "best",
         weights: Literal["auto", "raw", "ema"] = "auto",
         batch_size: int = 32,
@@ -132,6 +134,7 @@ class Tagger:
             workdir: folder of a training run.
             labels: other labels than it was trained for, where the method allows (open
                 vocabulary); None: its own.
+            taxonomy: groups of `labels`, as `labels.taxonomies.regroup` reads them.
             checkpoint: the best by its selection metric, or the latest.
             weights: raw, averaged, or averaged where the run kept an average.
             batch_size: most images scored at once.
@@ -141,6 +144,7 @@ class Tagger:
         """
         trained = load_trained(workdir, which=checkpoint, weights=weights)
         space = trained.space if labels is None else _space(labels)
+        space = regroup(space, taxonomy, name_features(trained.backbone))
         preprocess = Preprocess(trained.method.clip.config.image.image_size)
         encoder = trained.backbone.tokenizer
         return cls(trained.method, space, encoder, preprocess, batch_size=batch_size)

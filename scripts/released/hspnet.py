@@ -59,8 +59,6 @@ RELEASE = Release(
         "parent_prompt_learner.token_middle",
         "parent_prompt_learner.token_suffix",
         "child_prompt_learner.token_prefix",  # start of text
-        "relation",  # the graphs of labels and groups
-        "parent_self",
     ),
     prompts=hspnet_prompts,
     remark="the graphs of labels and groups are computed from the backbone's text features: the "

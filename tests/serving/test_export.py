@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlclip_jax import cli, export, methods
 from mlclip_jax.clip.weights import PRETRAINED, resolve
+from mlclip_jax.data import registry
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import predict_fn
@@ -364,6 +365,35 @@ def test_the_verb_end_to_end(workdir, tmp_path, capsys, weights):
         lines.append({t["label"]: t["score"] for t in json.loads(captured.out)["labels"]})
     assert lines[0].keys() == set(SPACE.names)
     assert lines[0] == pytest.approx(lines[1], abs=2e-5)
+
+
+def test_without_the_data(workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "load", lambda *_, **__: pytest.fail("the data are read"))
+    model = tmp_path / "model"
+    assert export.main([f"--workdir={workdir[0]}", f"--output={model}", "--split=none"]) == 0
+    difference, largest = re.search(
+        r"at most (\S+), the largest is (\S+)", capsys.readouterr().out
+    ).groups()
+    assert float(difference) < 2e-5 * float(largest)
+    assert load(model).space == SPACE
+
+
+def test_other_labels_take_groups(workdir, tmp_path, capsys):
+    """HSPNet scores labels it was not trained for, once they have groups."""
+    image, labels, groups = (tmp_path / name for name in ("one.png", "mine.txt", "groups.yaml"))
+    Image.new("RGB", (40, 40)).save(image)
+    labels.write_text("red heart\nblue star\nseven\n")
+    groups.write_text("shape: [red heart, blue star]\ndigit: [seven]\n")
+    arguments = ["tag", str(image), f"--workdir={workdir[0]}", f"--labels={labels}"]
+    assert cli.main(arguments) == 2
+    assert "--taxonomy" in capsys.readouterr().err
+    scores = []
+    for taxonomy in (groups, "cluster(2)"):
+        assert cli.main([*arguments, f"--taxonomy={taxonomy}"]) == 0
+        tags = json.loads(capsys.readouterr().out)["labels"]
+        assert {tag["label"] for tag in tags} == {"red heart", "blue star", "seven"}
+        scores.append([tag["score"] for tag in tags])
+    assert scores[0] != scores[1]
 
 
 def test_disagreement_writes_nothing(workdir, tmp_path, capsys, monkeypatch):
