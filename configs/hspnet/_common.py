@@ -6,6 +6,10 @@ the GCN, a moving average of all weights. "paper" has what the paper says instea
 30 epochs with 1e-4 as the largest rate of all, and mirrored images (the random resized crop that
 goes with them joins with the reading of the benchmarks); where the paper is silent, the release's
 values. Partial labels are the paper's alone (its appendix A.2): RN101 at 448, batches of 32.
+
+Rows are to be compared under "released", where all have the same fixed temperature; the paper's
+form learns it. Published numbers stand beside rows of Tables 1, 4, 6 and 7; the text these were
+taken from has no cells of Tables 2, 3, 5 and 8.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ Arguments: row=hspnet|hcp|no_group_graph|no_label_graph|spl|spl_gcn, prompt=grou
 taxonomy=own|cluster|random|renamed|FILE.yaml, view=single_positive|partial(0.3)|...,
 variant=released|paper, backbone=clip-mini-rn|clip-mini, seed=0.
 
+Test mAP over five seeds (benchmarks/results/hspnet_scenes.md): HSPNet 84.2 %, SPL + GCN 84.0, HCP
+79.9, SPL 79.0, zero-shot 70.7. Under a minute on two CPU cores.
+
 Stands in for HSPNet's Tables 1-8 where no benchmark is at hand. Learning-rate group, weight decay,
 schedule and loss are the release's for COCO; rate, length and averaging are shorter, as the run is.
 """
