@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "make data ready:       mlclip prepare coco2014 --raw=coco --data_dir=data",
     "train": "train a method:        mlclip train --config=configs/quickstart.py --workdir=runs/a",
     "evaluate": "score a trained one:   mlclip evaluate --workdir=runs/a --split=test",
+    "export": "write a classifier:    mlclip export --workdir=runs/a --output=model/",
     "tag": "tag your own images:   mlclip tag photos/ --workdir=runs/a",
 }
 

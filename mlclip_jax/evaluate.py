@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mlclip_jax.errors import UserError, exit_code, make_folder
+from mlclip_jax.errors import exit_code, make_folder
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from mlclip_jax.data.registry import DataSplits
-    from mlclip_jax.evaluation.evaluator import EvalResult, Predictor
+    from mlclip_jax.evaluation.evaluator import EvalResult
     from mlclip_jax.evaluation.protocol import Protocol
     from mlclip_jax.labels.space import LabelSpace
     from mlclip_jax.methods.base import Method
@@ -57,73 +54,18 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-class _Evaluation:
-    """What the evaluations of one command share: devices, data, and how methods are scored."""
-
-    def __init__(self, trained: Trained, split: str, batch_size: int) -> None:
-        from mlclip_jax.data import registry
-        from mlclip_jax.training.mesh import make_mesh
-
-        if batch_size < 1:
-            raise UserError(f"--batch_size must be at least 1, not {batch_size}")
-        self.tokenizer = trained.backbone.tokenizer
-        self.predictors: dict[Any, Predictor] = {}  # test and validation: compiled once
-        self.mesh: Mesh = make_mesh()
-        self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-        selecting = trained.config.eval.splits
-        chosen = (split, "validation") if "validation" in selecting else (split,)
-        data = registry.load(
-            {**trained.config.data, "taxonomy": "own"},  # the run's groups are in its label space
-            image_size=trained.method.clip.config.image.image_size,
-            splits=tuple(dict.fromkeys(chosen)),
-        )
-        self.data: DataSplits = replace(data, space=trained.space)
-
-    def score(self, methods: Mapping[str, Method], split: str) -> dict[str, EvalResult]:
-        """Results on a split by title, in the order of `methods`.
-
-        Those that differ in their weights only share a pass over the images.
-        """
-        from flax import nnx
-
-        from mlclip_jax.data.pipeline import eval_batches
-        from mlclip_jax.evaluation.evaluator import evaluate, predict_fn
-        from mlclip_jax.training.mesh import replicate, shard_labels
-
-        space, mesh = self.data.space, self.mesh
-        passes: dict[Any, dict[str, Any]] = {}
-        for title, method in methods.items():
-            graphdef, state = nnx.split(method)
-            leaves = (replicate(nnx.to_pure_dict(state), mesh),)
-            passes.setdefault(graphdef, {})[title] = leaves
-        found: dict[str, EvalResult] = {}
-        for graphdef, states in passes.items():
-            one = methods[next(iter(states))]
-            labels = one.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
-            if graphdef not in self.predictors:
-                self.predictors[graphdef] = predict_fn(graphdef, mesh)
-            workers = self.data.config.num_workers
-            found |= evaluate(
-                self.predictors[graphdef],
-                states,
-                shard_labels(labels, mesh),
-                eval_batches(self.data.evals[split], self.batch_size, num_workers=workers),
-                space,
-                mesh=mesh,
-            )
-        return {title: found[title] for title in methods}
-
-
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print and write; the exit code."""
     from mlclip_jax.training.loop import use_compilation_cache
+    from mlclip_jax.training.scoring import Scorer
 
     trained = _load(options)
     one = list(trained.values())[-1]
     if one.config.compilation_cache:
         use_compilation_cache()
-    evaluation = _Evaluation(one, options.split, options.batch_size)
-    protocol = _protocol(options.protocol or evaluation.data.protocol)
+    selecting = ("validation",) if "validation" in one.config.eval.splits else ()
+    scorer = Scorer(one, (options.split, *selecting), options.batch_size)
+    protocol = _protocol(options.protocol or scorer.data.protocol)
     folder = options.output or options.workdir / "report" / options.split
     make_folder(folder)  # now rather than after minutes of scoring
 
@@ -131,15 +73,15 @@ def run(options: argparse.Namespace) -> int:
     methods = {title: found.method for title, found in trained.items()}
     results: dict[str, EvalResult] = {}
     if options.baseline and _method_name(one) != "zero_shot":
-        zero_shot = {"zero-shot": _zero_shot(one, evaluation.data.space)}
-        results |= evaluation.score(zero_shot, options.split)
-    results |= evaluation.score(methods, options.split)
+        zero_shot = {"zero-shot": _zero_shot(one, scorer.data.space)}
+        results |= scorer.score(zero_shot, options.split)
+    results |= scorer.score(methods, options.split)
     validation = None
-    if "validation" in evaluation.data.evals and options.split != "validation":
+    if "validation" in scorer.data.evals and options.split != "validation":
         title = list(methods)[-1]
-        validation = evaluation.score({title: methods[title]}, "validation")[title]
+        validation = scorer.score({title: methods[title]}, "validation")[title]
 
-    _write(options, folder, evaluation.data, protocol, trained, results, validation)
+    _write(options, folder, scorer.data, protocol, trained, results, validation)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Tag images from the command line: one JSON line for each, in order.
 
     python -m mlclip_jax.tag photos/ --workdir=runs/mine
+    python -m mlclip_jax.tag photos/ --classifier=model/
     python -m mlclip_jax.tag a.jpg b.png --clip=ViT-B/32 --labels=my_labels.txt --top_k=3
 
 Exit codes: 0 all images tagged; 1 some could not be read (their lines say "error"); 2 nothing could
@@ -75,8 +76,9 @@ def _forget_hidden(folders: list[str]) -> bool:
 def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mlclip tag",
-        description="Tag images with a trained method (--workdir) or zero-shot (--clip and "
-        "--labels). Writes a JSON object a line for each image, in order.",
+        description="Tag images with a trained method (--workdir), a classifier made of one "
+        "(--classifier) or zero-shot (--clip and --labels). Writes a JSON object a line for each "
+        "image, in order.",
         epilog="Scores of a trained method are sigmoids, each label for itself. Zero-shot scores "
         "are shares of a softmax over the given labels: they rank, and add up to 1; 'cosine' is "
         "the similarity itself.",
@@ -89,12 +91,18 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", choices=("auto", "raw", "ema"), help="of the run (default: ema where kept)"
     )
+    parser.add_argument("--classifier", type=Path, help="folder that mlclip export wrote")
     parser.add_argument("--clip", help="zero-shot: name of a CLIP, folder, or hub id")
     parser.add_argument(
         "--labels", type=Path,
         help="text file with one label a line; with --workdir: other labels than it was trained "
         "for, where its method allows",
     )  # fmt: skip
+    parser.add_argument(
+        "--taxonomy",
+        help="groups of the --labels for methods that need them: 'cluster', 'cluster(5)' or a YAML "
+        "file (group: [labels])",
+    )
     parser.add_argument(
         "--template",
         action="append",
@@ -106,13 +114,17 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=8, help="threads that decode images")
     options = parser.parse_args(args)
-    if (options.workdir is None) == (options.clip is None):
-        parser.error("give either --workdir or --clip")
+    if [options.workdir, options.classifier, options.clip].count(None) != 2:
+        parser.error("give one of --workdir, --classifier and --clip")
     if options.clip is not None and options.labels is None:
         parser.error("--clip needs --labels, a text file with one label a line")
-    if options.workdir is not None and options.template:
+    if options.classifier is not None and options.labels is not None:
+        parser.error("--labels: a classifier has its own labels, which cannot change")
+    if options.taxonomy is not None and (options.workdir is None or options.labels is None):
+        parser.error("--taxonomy belongs to --workdir with --labels")
+    if options.clip is None and options.template:
         parser.error("--template belongs to --clip; a trained method has its own prompts")
-    if options.clip is not None and (options.checkpoint or options.weights):
+    if options.workdir is None and (options.checkpoint or options.weights):
         parser.error("--checkpoint and --weights belong to --workdir")
     if options.workers < 1:
         parser.error("--workers must be at least 1")
@@ -134,9 +146,12 @@ def _tagger(options: argparse.Namespace) -> Tagger:
             templates=options.template or DEFAULT_TEMPLATE,
             batch_size=options.batch_size,
         )
+    if options.classifier is not None:
+        return Tagger.from_classifier(options.classifier, batch_size=options.batch_size)
     return Tagger.from_workdir(
         options.workdir,
         labels=space,
+        taxonomy=options.taxonomy or "own",
         checkpoint=options.checkpoint or "best",
         weights=options.weights or "auto",
         batch_size=options.batch_size,

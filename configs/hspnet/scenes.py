@@ -6,25 +6,23 @@ Arguments: row=hspnet|hcp|no_group_graph|no_label_graph|spl|spl_gcn, prompt=grou
 taxonomy=own|cluster|random|renamed|FILE.yaml, view=single_positive|partial(0.3)|...,
 variant=released|paper, backbone=clip-mini-rn|clip-mini, seed=0.
 
+Test mAP over five seeds (benchmarks/results/hspnet_scenes.md): HSPNet 84.2 %, SPL + GCN 84.0, HCP
+79.9, SPL 79.0, zero-shot 70.7. Under a minute on two CPU cores.
+
 Stands in for HSPNet's Tables 1-8 where no benchmark is at hand. Learning-rate group, weight decay,
 schedule and loss are the release's for COCO; rate, length and averaging are shorter, as the run is.
 """
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from mlclip_jax.spec import parse_arg, unknown
+from mlclip_jax.spec import parse_arg
 
-#: Rows of Tables 2 and 6 by what differs from HSPNet; SPL is CoOp.
-ROWS = {
-    "hspnet": {},
-    "hcp": {"group_graph": False, "label_graph": False},
-    "no_group_graph": {"group_graph": False},
-    "no_label_graph": {"label_graph": False},
-    "spl": {"name": "coop", "label_graph": False},
-    "spl_gcn": {"name": "coop", "label_graph": True},
-}
+_COMMON = runpy.run_path(str(Path(__file__).with_name("_common.py")))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -39,19 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         backbone="clip-mini-rn",
         seed=0,
     )
-    if arg.row not in ROWS:
-        raise unknown("row", arg.row, ROWS)
-    method = {
-        "loss": "splc",
-        "train_image_encoder": True,
-        "batch_norm": "frozen_first_epoch",
-        "n_ctx": 4,
-    }
-    if "name" in ROWS[arg.row]:
-        method["logit_scale"] = 10.0
-    else:
-        method |= {"name": "hspnet", "variant": arg.variant, "prompt": arg.prompt}
-    method |= ROWS[arg.row]
+    method = _COMMON["method"](arg)
     config = ConfigDict()
     config.seed = arg.seed
     config.backbone = {"name": arg.backbone}
@@ -70,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "weight_decay": 1e-4,
         "schedule": "onecycle",
     }
-    if arg.row not in ("hcp", "spl"):
+    if arg.variant == "released" and _COMMON["has_gcn"](method):
         config.optim.groups = {"gcn": 5.0}
     config.ema_decay = 0.98
     config.eval = {"every": "64 steps"}

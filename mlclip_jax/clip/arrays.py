@@ -120,7 +120,7 @@ def fill(
         UserError: names or shapes differ; lists every difference.
     """
     expected = expected_shapes(stored, layout)
-    _check(expected, arrays.shapes, source)
+    check_shapes(expected, arrays.shapes, source)
 
     model = _abstract(wanted, dtype, remat=remat)
     graph, state = nnx.split(model)
@@ -163,7 +163,7 @@ def _leaves(clip: CLIP) -> list[tuple[str, np.ndarray]]:
     return [(path_string(p), v.get_value()) for p, v in nnx.to_flat_state(nnx.state(clip))]
 
 
-def _check(
+def check_shapes(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
     """One UserError with every missing, unexpected and mismatched name."""

@@ -308,6 +308,7 @@ def load(
     image_size: int,
     splits: Sequence[str],
     name_features: NameFeatures | None = None,
+    space: LabelSpace | None = None,
 ) -> DataSplits:
     """The splits that `config.data` names.
 
@@ -316,6 +317,8 @@ def load(
       image_size: pixels of a side that the backbone takes.
       splits: evaluation splits to open.
       name_features: features of label names, which a taxonomy of clusters needs.
+      space: labels of a trained run, whose names and groups are taken as they are: the files that
+        once gave them are not read again.
 
     Raises:
       UserError: unknown dataset, setting, split or taxonomy.
@@ -323,6 +326,8 @@ def load(
     """
     name, fields = settings(config)
     data = _find(name)[1](fields, image_size, splits)
+    if space is not None:
+        return replace(data, space=space)
     space, train_space = (
         own and regroup(own, fields.taxonomy, name_features)
         for own in (data.space, data.train_space)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 WIDTH = 360
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 350.0, 12.0, 200.0  # the plot inside a chart of lines
 _HEIGHT, _TEXT = 240, 11
+_PANEL = 25  # most rows of a lying chart
 _BESIDE = 118.0  # a name of a bar that is wider stands above it
 SERIES = 6  # styles of series in page.css
 
@@ -88,12 +89,33 @@ def steps_path(edges: np.ndarray, heights: np.ndarray) -> str:
     return "".join(parts) + f"V{BOTTOM:.4g}Z"
 
 
-def svg(height: float, body: str, title: str) -> str:
-    """An SVG element that scales with its box; `title` is what a screen reader says."""
+def svg(height: float, body: str, title: str, description: str = "") -> str:
+    """An SVG element that scales with its box.
+
+    A screen reader says the title, and the description where there is one.
+    """
+    more = f"<desc>{escape(description)}</desc>" if description else ""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
-        f"{body}</svg>"
+        f"{more}{body}</svg>"
     )
+
+
+def legend(titles: Iterable[str] | Mapping[int, str], *, dashes: bool = False) -> str:
+    """Names of series (by style) beside what they look like: squares of bars, dashes of lines."""
+    styles = titles if isinstance(titles, Mapping) else dict(enumerate(titles))
+    mark = '<i class="key s{0}"></i>'
+    if dashes:
+        line = '<path class="line s{0}" d="M0 5H28"/>'
+        mark = f'<svg viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
+    items = (f"<span>{mark.format(i)}{escape(name)}</span>" for i, name in styles.items())
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+def panels(rows: int) -> list[slice]:
+    """Rows of a lying chart dealt evenly to as many charts as they need."""
+    size = -(-rows // -(-rows // _PANEL))
+    return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start", name: str = "") -> str:
@@ -145,8 +167,8 @@ def lines(
     extra: str = "",
 ) -> str:
     """A chart of lines; ranges follow the points where they are not given."""
-    x_range = x_range or _range([curve.x for curve in curves])
-    y_range = y_range or _range([curve.y for curve in curves])
+    x_range = x_range or value_range([curve.x for curve in curves])
+    y_range = y_range or value_range([curve.y for curve in curves])
     body = [axes(x_range, y_range, x_label, y_label, percent=percent)]
     for curve in curves:
         x = scale(curve.x, *x_range, LEFT, RIGHT)
@@ -163,7 +185,7 @@ def lines(
     return svg(_HEIGHT, "".join(body) + extra, title)
 
 
-def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+def value_range(values: Sequence[np.ndarray]) -> tuple[float, float]:
     """Smallest and largest finite value, a little wider; never empty."""
     everything = np.concatenate([np.zeros(0), *(np.asarray(v, np.float64) for v in values)])
     everything = everything[np.isfinite(everything)]
@@ -188,38 +210,55 @@ def histogram(
     return svg(_HEIGHT, "".join(body), title)
 
 
+class _Rows:
+    """The rows of a lying chart: a name, beside or (where one is long) above, and its series.
+
+    A name longer than the chart is shortened, with the whole in a tooltip.
+    """
+
+    def __init__(self, names: Sequence[str], series: int) -> None:
+        longest = max([0.0, *map(text_width, names)])
+        self.above = 15.0 if longest > _BESIDE else 0.0
+        self.left = 6.0 if self.above else longest + 8
+        self.room = WIDTH - self.left - 36
+        self.thick = 11.0 if series < 3 else 9.0
+        self.row = self.thick * series + 8 + self.above
+        self.height = self.row * len(names) + 22
+
+    def grid(self, at: float, words: str) -> str:
+        """A line over all rows, and its number below."""
+        line = f'<path class="grid" d="M{at:.4g} 0V{self.height - 18:g}"/>'
+        return line + text(at, self.height - 5, words, anchor="middle")
+
+    def name(self, number: int, name: str) -> str:
+        """The name of a row."""
+        top = number * self.row + 4
+        if self.above:
+            label = text(self.left, top + 10, shorten(name, WIDTH - self.left - 2))
+        else:
+            label = text(self.left - 6, top + (self.row - 8) / 2 + 4, name, anchor="end")
+        return f"<g><title>{escape(name)}</title>{label}</g>"
+
+    def top(self, number: int, order: int) -> float:
+        """Where a series of a row begins."""
+        return number * self.row + 4 + self.above + order * self.thick
+
+
 def bars(names: Sequence[str], values: Mapping[str, np.ndarray], *, title: str) -> str:
     """Lying bars from 0 to 100 %: for each name one bar for each series.
 
     Args:
-        names: of the rows: beside the bars, or above them where one is long; what is longer than
-            the chart is shortened, with the whole in a tooltip.
+        names: of the rows.
         values: fractions by series `[rows]`; NaN has a dash instead of a bar.
         title: what it shows.
     """
-    longest = max([0.0, *map(text_width, names)])
-    above = 15.0 if longest > _BESIDE else 0.0
-    left = 6.0 if above else longest + 8
-    room = WIDTH - left - 36
-    thick = 11.0 if len(values) < 3 else 9.0
-    row = thick * len(values) + 8 + above
-    height = row * len(names) + 22
-    bottom = height - 18
-    body = []
-    for value in (0, 0.25, 0.5, 0.75, 1):
-        at = left + room * value
-        body.append(f'<path class="grid" d="M{at:.4g} 0V{bottom:g}"/>')
-        body.append(text(at, height - 5, f"{100 * value:g}", anchor="middle"))
+    rows = _Rows(names, len(values))
+    left, room, size = rows.left, rows.room, rows.thick - 1.5
+    body = [rows.grid(left + room * v, f"{100 * v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]
     for number, name in enumerate(names):
-        top = number * row + 4
-        if above:
-            label = text(left, top + 10, shorten(name, WIDTH - left - 2))
-        else:
-            label = text(left - 6, top + (row - 8) / 2 + 4, name, anchor="end")
-        body.append(f"<g><title>{escape(name)}</title>{label}</g>")
+        body.append(rows.name(number, name))
         for order, fractions in enumerate(values.values()):
-            value, at = float(fractions[number]), top + above + order * thick
-            size = thick - 1.5
+            value, at = float(fractions[number]), rows.top(number, order)
             if math.isfinite(value):
                 body.append(
                     f'<rect class="s{order}" x="{left:.4g}" y="{at:.4g}" '
@@ -228,4 +267,41 @@ def bars(names: Sequence[str], values: Mapping[str, np.ndarray], *, title: str) 
             words = f"{100 * value:.1f}" if math.isfinite(value) else "-"
             end = left + room * (value if math.isfinite(value) else 0) + 3
             body.append(text(end, at + size - 0.8, words, name="small"))
-    return svg(height, "".join(body), title)
+    return svg(rows.height, "".join(body), title)
+
+
+def spans(
+    names: Sequence[str],
+    values: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    x_range: tuple[float, float],
+    *,
+    title: str,
+) -> str:
+    """Lying lines from a stroke to a dot, for each name one for each series; behind, the length.
+
+    Args:
+        names: of the rows.
+        values: by style of the series where the lines start and end `[rows]`; an end that is NaN
+            leaves the stroke alone, with a dash behind.
+        x_range: of the chart; it holds all finite values.
+        title: what it shows.
+    """
+    rows = _Rows(names, len(values))
+    inside = (rows.left + 4, rows.left + rows.room - 6)
+    body = []
+    for value in ticks(*x_range, most=4):
+        body.append(rows.grid(float(scale(value, *x_range, *inside)), f"{value:.4g}"))
+    for number, name in enumerate(names):
+        body.append(rows.name(number, name))
+        for order, (style, (starts, ends)) in enumerate(values.items()):
+            middle = rows.top(number, order) + rows.thick / 2
+            start, end = (float(scale(v[number], *x_range, *inside)) for v in (starts, ends))
+            drawn, words = f"M{start:.4g} {middle - 3.5:.4g}v7", "-"
+            if math.isfinite(end):
+                drawn += f"M{start:.4g} {middle:.4g}H{end:.4g}"
+                words = f"{ends[number] - starts[number]:+.2f}"
+            body.append(f'<path class="line solid s{style}" d="{drawn}"/>')
+            if math.isfinite(end):
+                body.append(f'<circle class="s{style}" cx="{end:.4g}" cy="{middle:.4g}" r="3.5"/>')
+            body.append(text(WIDTH - 2, middle + 3.2, words, anchor="end", name="small"))
+    return svg(rows.height, "".join(body), title)

@@ -8,7 +8,7 @@ statistics).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,6 +38,8 @@ class EvalResult:
         scores: float32 logits `[n c]`, in the order of `index`.
         targets: int8 `[n c]` in {+1, 0, -1}.
         index: int64 `[n]`, position of each image in its source.
+        label_features: float32 `[c d]`; None for a method with another form than one vector for
+            each class (several sets of prompts, features that depend on the image).
     """
 
     metrics: dict[str, float]
@@ -45,6 +47,7 @@ class EvalResult:
     scores: np.ndarray
     targets: np.ndarray
     index: np.ndarray
+    label_features: np.ndarray | None = None
 
 
 class Predictor(NamedTuple):
@@ -138,9 +141,21 @@ def evaluate(
         raise ValueError("nothing to evaluate: the split holds no images")
     collect(*waiting)
     return {
-        name: summarise(found, space, assume_negative=assume_negative, empty=empty)
+        name: replace(
+            summarise(found, space, assume_negative=assume_negative, empty=empty),
+            label_features=_vectors(features[name], labels, space),
+        )
         for name, found in predictions.items()
     }
+
+
+def _vectors(features: Any, labels: LabelInputs, space: LabelSpace) -> np.ndarray | None:
+    """Label features without padded classes, float32 `[c d]`; None where they have another form."""
+    if not isinstance(features, Array) or features.ndim != 2:
+        return None
+    if features.shape[0] != labels.num_classes:
+        return None
+    return np.asarray(features)[: len(space)].astype(np.float32)
 
 
 def metric_classes(space: LabelSpace) -> dict[str, tuple[int, ...]]:

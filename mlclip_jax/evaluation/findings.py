@@ -11,6 +11,7 @@ import numpy as np
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import EvalResult
+from mlclip_jax.evaluation.label_features import Compactness, compactness
 from mlclip_jax.evaluation.metrics import (
     best_f1_threshold,
     best_f1_thresholds,
@@ -25,6 +26,11 @@ from mlclip_jax.labels.space import LabelSpace
 AP_CONVENTION = (
     "average precision from logits; equal scores in the order of the images; unobserved labels are "
     "left out of classes with explicit negatives, else negative"
+)
+COMPACTNESS_CONVENTION = (
+    "mean cosine of the label features of a group with each other (within; none for a single "
+    "label) and with those of all other groups (between); silhouette: mean over all labels, with "
+    "the distance 1 - cosine, 0 for a single label"
 )
 
 
@@ -111,6 +117,20 @@ class Findings:
             for title, e in self.entries.items()
         }
 
+    def compactness(self) -> dict[str, Compactness]:
+        """How the label features lie by group, by title.
+
+        Empty without a taxonomy of two groups; without methods that have one vector for each label.
+        """
+        taxonomy = self.space.taxonomy
+        if taxonomy is None or len(taxonomy) < 2:
+            return {}
+        return {
+            title: compactness(entry.result.label_features, taxonomy)
+            for title, entry in self.entries.items()
+            if entry.result.label_features is not None
+        }
+
 
 def gather(
     space: LabelSpace,
@@ -182,6 +202,19 @@ def as_json(found: Findings) -> dict[str, Any]:
             "metrics": {name: _number(f.value) for name, f in found.figures[title].items()},
             "per_class_ap": [_number(value) for value in entry.result.per_class_ap],
         }
+    compact = found.compactness()
+    for title, one in compact.items():
+        results[title]["group_compactness"] = {
+            "silhouette": _number(one.silhouette),
+            "groups": {
+                name: {
+                    "within": _number(one.within[g]),
+                    "between": _number(one.between[g]),
+                    "difference": _number(one.difference[g]),
+                }
+                for g, name in enumerate(found.space.taxonomy.group_names)
+            },
+        }
     groups = found.class_groups()
     means = found.group_means(groups)
     return {
@@ -192,7 +225,8 @@ def as_json(found: Findings) -> dict[str, Any]:
         "conventions": {
             name: figure.convention for name, figure in next(iter(found.figures.values())).items()
         }
-        | {"per_class_ap": AP_CONVENTION},
+        | {"per_class_ap": AP_CONVENTION}
+        | ({"group_compactness": COMPACTNESS_CONVENTION} if compact else {}),
         "paper": found.paper,
         "results": results,
         "groups": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -14,10 +14,10 @@ import numpy as np
 from mlclip_jax.evaluation import charts, curves
 from mlclip_jax.evaluation.findings import AP_CONVENTION, Entry, Findings
 from mlclip_jax.evaluation.gallery import examples, mistakes
+from mlclip_jax.evaluation.label_map import label_features
 
 _MOST_PICKED = 1000  # classes whose curves can be picked
 _MOST_BARS = 120  # of more classes, the best and the worst halves
-_PANEL = 25  # rows of a chart of bars
 _BINS = 36
 
 
@@ -28,6 +28,7 @@ def render(found: Findings) -> str:
         ("groups", "Groups of classes", _groups(found)),
         ("curves", "Precision, recall and scores", _curves(found)),
         ("bars", "Average precision by class", _bars(found)),
+        ("labels", "Label features", label_features(found)),
         ("training", "Training", _training(found)),
         ("mistakes", "Worst mistakes", mistakes(found)),
         ("examples", "Examples", examples(found)),
@@ -58,17 +59,6 @@ def _asset(name: str) -> str:
 def percent(value: float) -> str:
     """A fraction in per cent, a dash for none."""
     return f"{100 * value:.1f}" if math.isfinite(value) else "-"
-
-
-def legend(titles: Iterable[str] | Mapping[int, str], *, dashes: bool = False) -> str:
-    """Names of series (by style) beside what they look like: squares of bars, dashes of lines."""
-    styles = titles if isinstance(titles, Mapping) else dict(enumerate(titles))
-    mark = '<i class="key s{0}"></i>'
-    if dashes:
-        line = '<path class="line s{0}" d="M0 5H28"/>'
-        mark = f'<svg viewBox="0 0 28 10" aria-hidden="true">{line}</svg>'
-    items = (f"<span>{mark.format(i)}{escape(name)}</span>" for i, name in styles.items())
-    return f'<div class="legend">{"".join(items)}</div>'
 
 
 def _scroll(table: str, name: str, *, tall: bool = False) -> str:
@@ -141,15 +131,12 @@ def _groups(found: Findings) -> str:
     words = "Mean average precision over the classes of a group; behind a name, their number."
     if found.train_counts is not None:
         words += " Head, medium and tail go by positives in the training labels."
-    return f'<p class="note">{words}</p>{legend(found.entries.keys())}{panels}'
+    return f'<p class="note">{words}</p>{charts.legend(found.entries.keys())}{panels}'
 
 
 def _panels(names: Sequence[str], values: Mapping[str, np.ndarray], title: str) -> str:
-    parts = -(-len(names) // _PANEL)
-    size = -(-len(names) // parts)
     made = []
-    for start in range(0, len(names), size):
-        rows = slice(start, start + size)
+    for rows in charts.panels(len(names)):
         part = {key: value[rows] for key, value in values.items()}
         made.append(f"<figure>{charts.bars(names[rows], part, title=title)}</figure>")
     return f'<div class="charts">{"".join(made)}</div>'
@@ -189,7 +176,7 @@ def _bars(found: Findings) -> str:
         )
     return (
         f'<p class="note">In per cent, {words}. {AP_CONVENTION.capitalize()}.</p>'
-        f"{legend(values.keys())}{panels}"
+        f"{charts.legend(values.keys())}{panels}"
     )
 
 
@@ -254,7 +241,7 @@ def _curves(found: Findings) -> str:
     )
     styles = {i: f"{title}, micro" for i, title in enumerate(found.shown)}
     styles |= {i + 2: f"{title}, picked class" for i, title in enumerate(found.shown)}
-    marks = legend(styles, dashes=True)
+    marks = charts.legend(styles, dashes=True)
     data = json.dumps(drawn, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     main_title = escape(list(found.entries)[-1])
     return (
@@ -314,7 +301,9 @@ def _training(found: Findings) -> str:
         chart = charts.lines(
             drawn, title="mAP over steps", x_label="step", y_label="mAP, %", percent=True
         )
-        made.append(f"<figure><h3>mAP</h3>{legend(scores.keys(), dashes=True)}{chart}</figure>")
+        made.append(
+            f"<figure><h3>mAP</h3>{charts.legend(scores.keys(), dashes=True)}{chart}</figure>"
+        )
     return f'<div class="charts">{"".join(made)}</div>'
 
 

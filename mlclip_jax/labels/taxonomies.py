@@ -57,7 +57,10 @@ def clusters(features: np.ndarray, groups: int, *, seed: int = 0) -> Taxonomy:
 
 
 def shuffled(taxonomy: Taxonomy, *, seed: int = 0) -> Taxonomy:
-    """The same groups and sizes, labels dealt to them at random (HSPNet's Table 3, "w/o LGP")."""
+    """The same groups and sizes, labels dealt to them at random (HSPNet's Table 3, "w/o LGP").
+
+    The paper assigns labels at random; that group sizes stay is ours: no group is left empty.
+    """
     group_of = np.random.default_rng(seed).permutation(taxonomy.group_of)
     return dataclasses.replace(taxonomy, group_of=tuple(group_of.tolist()))
 

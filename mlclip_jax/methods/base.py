@@ -47,7 +47,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LabelInputs:
-    """A label space on the device; an argument of the step, never part of a model.
+    """A label space as arrays; an argument of the step, never part of a model.
 
     prompts: one set of tokens for each template; index int32 [c], each class's row in its label
     space; mask bool [c], False for classes that only pad c to a multiple of the devices (they
@@ -140,7 +140,7 @@ class Method(nnx.Module):
     def label_inputs(
         self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1
     ) -> LabelInputs:
-        """The label space as arrays, classes padded to a multiple (host arrays).
+        """The label space as arrays, classes padded to a multiple of the devices.
 
         Raises:
             UserError: a prompt too long for the text tower.

@@ -21,7 +21,9 @@ Ours from the release, in both variants: parameters that never get a gradient th
 context, the temperature) are no parameters here; the graphs come from the CLIP in use, where the
 release reads files made by a script that is not published; the last incomplete batch of an epoch
 is dropped. The paper does not say the GCN's depth and width, K, r, k or BatchNorm's mode: those are
-the release's. Nor does it say whether the w of Table 5 is shared by all labels: here it is.
+the release's. The w of Table 5, which
+the paper indexes by label and calls CoOp's, is one for all labels here. Graph and K come from the
+labels that are scored: a label's features change with the others beside it.
 """
 
 from __future__ import annotations
@@ -127,8 +129,8 @@ class HSPNet(Method):
             return labels
         if space.taxonomy is None:
             raise UserError(
-                f"hspnet needs groups, and the labels {space.name!r} have none: set "
-                "config.data.taxonomy to 'cluster' or to a YAML file of groups"
+                f"hspnet needs groups, and the labels {space.name!r} have none: give 'cluster' or "
+                "a YAML file of groups, as config.data.taxonomy in training, --taxonomy in tagging"
             )
         if space.taxonomy.named:
             names = space.taxonomy.group_prompt_names
@@ -175,7 +177,6 @@ class HSPNet(Method):
             Segment(names.astype(dtype), group),
         )
         features = text.encode(segments, prompts.eot)
-        features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
         return self.gcn(features, labels.label_graph) if self.config.label_graph else features
 
     def scale(self) -> Array | float:

@@ -80,15 +80,17 @@ class GCN(nnx.Module):
             self.gamma = nnx.Param(jnp.asarray(0.9, jnp.float32))
 
     def __call__(self, features: Array, graph: Array) -> Array:
-        """Refined features: [n d], [n n] -> [n d]."""
+        """Refined features in float32 whatever their type: [n d], [n n] -> [n d]."""
+        features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
         h, last = features, len(self.kernels) - 1
         for layer, kernel in enumerate(self.kernels):
-            h = graph.astype(h.dtype) @ (h @ kernel[...].astype(h.dtype))
+            h = jnp.matmul(h, kernel[...], precision="highest")
+            h = jnp.matmul(graph, h, precision="highest")
             if layer < last or self.variant == "paper":
                 h = jax.nn.leaky_relu(h, 0.2)
         if self.variant == "paper":
             return features + h
-        gamma = self.gamma[...].astype(h.dtype)
+        gamma = self.gamma[...]
         return gamma * h + (1 - gamma) * features
 
 

@@ -1,4 +1,4 @@
-"""Tagging a user's own images with a trained method or with zero-shot CLIP.
+"""Tagging a user's own images with a trained method, a classifier or zero-shot CLIP.
 
     tagger = Tagger.from_clip("ViT-B/32", ("cat", "dog", "sofa"))
     tagger.tag(["holiday.jpg"], top_k=2)
@@ -34,10 +34,13 @@ from mlclip_jax.data.transforms import Preprocess, Source
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import predict_fn
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.taxonomies import regroup
 from mlclip_jax.methods.base import Method
 from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
-from mlclip_jax.training.build import load_trained
+from mlclip_jax.serving.export import Classifier
+from mlclip_jax.serving.export import load as load_classifier
+from mlclip_jax.training.build import load_trained, name_features
 
 #: {"label": name, "score": float}, for zero-shot also {"cosine": float}.
 Tag = dict[str, Any]
@@ -50,9 +53,9 @@ class Tagger:
     """Labels images; the label features are encoded once, when it is made.
 
     Args:
-        method: with its weights.
+        method: with its weights; or a classifier made of one.
         space: the labels to choose from.
-        encoder: tokenizer for the labels' prompts.
+        encoder: tokenizer for the labels' prompts; a classifier has none.
         preprocess: brings images to the method's size.
         batch_size: most images scored at once; fewer are padded to the next power of two, so that
             few shapes are ever compiled.
@@ -60,9 +63,9 @@ class Tagger:
 
     def __init__(
         self,
-        method: Method,
+        method: Method | Classifier,
         space: LabelSpace,
-        encoder: Encoder,
+        encoder: Encoder | None,
         preprocess: Preprocess,
         *,
         batch_size: int = 32,
@@ -73,7 +76,7 @@ class Tagger:
         self.preprocess = preprocess
         self.batch_size = batch_size
         self.score_kind: Literal["sigmoid", "softmax"] = "sigmoid"
-        if isinstance(method, ZeroShot):
+        if isinstance(method, ZeroShot) or (isinstance(method, Classifier) and method.zero_shot):
             self.score_kind, self._scale = "softmax", float(method.scale())
         graphdef, state = nnx.split(method)
         self._predictor = predict_fn(graphdef)
@@ -120,6 +123,7 @@ class Tagger:
         workdir: str | Path,
         *,
         labels: LabelSpace | Sequence[str] | None = None,
+        taxonomy: str = "own",
         checkpoint: Literal["best", "latest"] = "best",
         weights: Literal["auto", "raw", "ema"] = "auto",
         batch_size: int = 32,
@@ -130,6 +134,7 @@ class Tagger:
             workdir: folder of a training run.
             labels: other labels than it was trained for, where the method allows (open
                 vocabulary); None: its own.
+            taxonomy: groups of `labels`, as `labels.taxonomies.regroup` reads them.
             checkpoint: the best by its selection metric, or the latest.
             weights: raw, averaged, or averaged where the run kept an average.
             batch_size: most images scored at once.
@@ -139,9 +144,24 @@ class Tagger:
         """
         trained = load_trained(workdir, which=checkpoint, weights=weights)
         space = trained.space if labels is None else _space(labels)
+        space = regroup(space, taxonomy, name_features(trained.backbone))
         preprocess = Preprocess(trained.method.clip.config.image.image_size)
         encoder = trained.backbone.tokenizer
         return cls(trained.method, space, encoder, preprocess, batch_size=batch_size)
+
+    @classmethod
+    def from_classifier(cls, folder: str | Path, *, batch_size: int = 32) -> Tagger:
+        """A classifier that `mlclip export` wrote: no text tower, no tokenizer, its own labels.
+
+        Args:
+            folder: of the classifier.
+            batch_size: most images scored at once.
+
+        Raises:
+            UserError: there is no classifier, or it is damaged.
+        """
+        found = load_classifier(folder)
+        return cls(found, found.space, None, found.config.preprocess, batch_size=batch_size)
 
     def tag(
         self, images: Iterable[Source], *, top_k: int | None = None, threshold: float | None = None

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from mlclip_jax.errors import UserError
+from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.training.config import TrainConfig
 from mlclip_jax.training.step import Leaves, State
 
 FOLDER = "checkpoints"
 BACKBONE_PREFIX = "clip/"
+# Packages whose versions a checkpoint notes.
+_VERSIONED = ("mlclip-jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,16 @@ class Restored:
     meta: dict[str, Any]
     state: State | None
     leaves: Leaves
+
+
+def describe(config: TrainConfig, space: LabelSpace, digest: str) -> dict[str, Any]:
+    """What every description says of its run: settings, labels, backbone's weights, versions."""
+    return {
+        "config": config.source,
+        "label_space": space.to_json(),
+        "backbone": {"name": config.backbone.name, "digest": digest},
+        "versions": {name: metadata.version(name) for name in _VERSIONED},
+    }
 
 
 def saved_frozen(frozen: Leaves, trained_before: set[str]) -> Leaves:

@@ -67,7 +67,6 @@ class OptimConfig:
       plateau_factor, plateau_patience: "plateau" multiplies the rate by the factor once the
         selection metric has not improved for more than `patience` evaluations.
       weight_decay: strength; 0 turns it off.
-      decay_scalars: also decay 0-dimensional parameters.
       momentum: of "sgd".
       beta1, beta2, eps: of "adam" and "adamw".
       clip_norm: largest global norm of the gradient; None does not clip.
@@ -89,7 +88,6 @@ class OptimConfig:
     plateau_factor: float = 0.1
     plateau_patience: int = 5
     weight_decay: float = 0.0
-    decay_scalars: bool = False
     momentum: float = 0.9
     beta1: float = 0.9
     beta2: float = 0.999

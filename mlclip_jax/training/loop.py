@@ -115,6 +115,12 @@ def fit(
         steps = checkpoints.steps()
         meta = checkpoints.meta(steps[-1]) if steps else None
         if meta is not None:
+            if "converted" in meta:
+                raise UserError(
+                    f"{workdir} holds a checkpoint converted from {meta['converted']['file']}, "
+                    "without an optimizer's state: it can be evaluated and served; train in "
+                    "another workdir"
+                )
             check_backbone(meta, backbone, config.backbone.name)
             data = replace(data, space=trained_space(meta, data.space, workdir))
             check_unchanged(parse_config(meta["config"]), config, workdir)

@@ -135,10 +135,7 @@ def make_optimizer(
     """
     groups = learning_rate_groups(list(params), config.groups)
     multipliers = {path: multiplier for path, (_, multiplier) in groups.items()}
-    decayed = {
-        path: leaf.ndim >= 2 or (leaf.ndim == 0 and config.decay_scalars)
-        for path, leaf in params.items()
-    }
+    decayed = {path: leaf.ndim >= 2 for path, leaf in params.items()}
     schedule = make_schedule(
         config, total_steps=total_steps, warmup_steps=warmup_steps, steps_per_epoch=steps_per_epoch
     )

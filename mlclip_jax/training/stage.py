@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import evaluate, predict_fn
 from mlclip_jax.methods.base import Batch
 from mlclip_jax.training.build import Backbone, Plan
-from mlclip_jax.training.checkpoint import Checkpoints, saved_frozen
+from mlclip_jax.training.checkpoint import Checkpoints, describe, saved_frozen
 from mlclip_jax.training.config import StageConfig, TrainConfig, to_steps
 from mlclip_jax.training.mesh import device_batches
 from mlclip_jax.training.optim import reduce_on_plateau
@@ -29,8 +28,6 @@ from mlclip_jax.training.writers import MetricWriter, ProgressBar
 # The host runs at most this many steps ahead of the device. Without a bound, CPU collectives
 # deadlock, and accelerators pile up batches.
 IN_FLIGHT = 2
-# Packages whose versions a checkpoint notes.
-VERSIONED = ("mlclip-jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
 @dataclass
@@ -274,10 +271,7 @@ class StageRun:
             "trained_before": sorted(run.trained_before),
             "ema": self.config.ema_decay is not None,
             "metrics": run.metrics,
-            "config": run.config.source,
-            "label_space": run.data.space.to_json(),
-            "backbone": {"name": run.config.backbone.name, "digest": run.backbone.digest},
-            "versions": {name: metadata.version(name) for name in VERSIONED},
+            **describe(run.config, run.data.space, run.backbone.digest),
         }
         extra = saved_frozen(self.frozen, run.trained_before)
         # The best checkpoint is one of the last stage, whatever earlier methods scored.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mlclip_jax import methods
 from mlclip_jax.data import registry
@@ -111,6 +112,42 @@ def test_two_steps_and_back(tmp_path):
     # 2 of 1.6 million values changed hands: the frozen towers are not in the checkpoint.
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < 300_000
+
+
+@pytest.mark.parametrize("method", [{"name": "hspnet"}, {"name": "coop", "label_graph": True}])
+def test_graphs_compute_in_float32(world, method):
+    config = parse_config(run_config(method, backbone={"dtype": "bfloat16"}))
+    backbone = load_backbone(config.backbone)
+    built = build_method(config.stages[0], backbone, world[1].space, seed=0)
+    labels = built.label_inputs(world[1].space, backbone.tokenizer)
+    assert labels.label_graph.dtype == jnp.float32
+    assert jax.eval_shape(built.encode_labels, labels).dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_hspnet_resumes_across_its_first_epoch(tmp_path):
+    """BatchNorm and SPLC change after the first epoch (2 steps); the average goes on too."""
+
+    def last(folder, *steps):
+        for duration in steps:
+            config = run_config(
+                {"name": "hspnet"},
+                backbone={"name": "clip-mini-rn"},
+                duration=f"{duration} steps",
+                optim={"schedule": "onecycle", "schedule_duration": "4 steps"},
+                ema_decay=0.5,
+                eval={"every": "1 epochs", "splits": ("validation",)},
+                checkpoint={"every": "1 steps"},
+            )
+            result = fit(config, folder, mesh=make_mesh(jax.devices()[:1]), quiet=True)
+        return result.metrics, [
+            nnx.to_pure_dict(nnx.state(load_trained(folder, which="latest", weights=w).method))
+            for w in ("raw", "ema")
+        ]
+
+    (metrics, whole), (again, resumed) = last(tmp_path / "a", 4), last(tmp_path / "b", 1, 3, 4)
+    assert metrics == again
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
 def test_losses_get_the_class_counts_they_ask_for(tmp_path):

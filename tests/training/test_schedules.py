@@ -191,7 +191,6 @@ def test_decay_spares_vectors_and_scalars():
         return {name for name, update in updates.items() if np.any(update)}
 
     assert moved() == {"w"}
-    assert moved(decay_scalars=True) == {"w", "s"}
 
 
 def test_clipping_bounds_the_gradient():

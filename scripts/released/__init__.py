@@ -1,0 +1,1 @@
+"""The authors' released checkpoints: their files, and a module for each of their methods."""
