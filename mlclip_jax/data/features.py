@@ -364,12 +364,12 @@ def write(
             readable = arrays.pop("readable")
             stored = _store(arrays, cache.dtype)
             for j in range(min(batch_size, left - first)):
+                tick(1)
                 if readable[j]:
                     yield b"".join(stored[name][j].tobytes() for name, _, _ in cache.layout)
                 else:
                     _note_unreadable(cache, start + first + j, unreadable, max_unreadable)
                     yield _UNREADABLE
-                tick(1)
 
     def encoded() -> Iterator[tuple[int, Arrays]]:
         batches = eval_batches(
@@ -470,12 +470,11 @@ def _whole(path: Path, count: int) -> bool:
 
     try:
         reader = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()  # where it could not be opened, this is what says so
     except (RuntimeError, ValueError):
         return False
-    try:
-        return reader.num_records() == count
-    finally:
-        reader.close()
+    return found == count
 
 
 def _write_file(path: Path, count: int, records: Iterator[bytes]) -> None:
@@ -516,15 +515,11 @@ class CachedSource:
     """
 
     def __init__(self, cache: Cache) -> None:
-        from array_record.python.array_record_data_source import (
-            ArrayRecordDataSource,
-            FileInstruction,
-        )
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.source, self.views = cache.images.source, cache.images.count
         self.folder, self.dtype, self.layout = cache.folder, cache.dtype, cache.layout
-        files = [FileInstruction(str(path), 0, count, count) for path, count in cache.files()]
-        self._records = ArrayRecordDataSource(files)
+        self._records = ArrayRecordDataSource([str(path) for path, _ in cache.files()])
 
     def __len__(self) -> int:
         """Number of examples."""

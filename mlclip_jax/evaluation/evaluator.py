@@ -24,7 +24,7 @@ from mlclip_jax.evaluation.metrics import (
 )
 from mlclip_jax.evaluation.views import class_sets
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs
+from mlclip_jax.methods.base import LabelInputs, image_features
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
 
     def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
         method = nnx.merge(graphdef, *state)
-        return method.logits(method.image_features(images), features, labels)
+        return method.logits(image_features(method, images), features, labels)
 
     if mesh is None:
         return Predictor(jax.jit(encode_labels), jax.jit(logits))

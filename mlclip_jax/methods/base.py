@@ -31,7 +31,7 @@ from mlclip_jax.modules.prompts import Encoder
 class Batch:
     """One batch on the device.
 
-    images uint8 [b h w 3], or cached features by name (see `Method.image_features`); targets
+    images uint8 [b h w 3], or cached features by name (see `image_features`); targets
     int8 [b c] (+1 positive, 0 unobserved, -1 negative); index int32 [b], the examples' rows in
     their source; mask bool [b], False for the padding of an evaluation's last batch;
     caption_tokens int32 [b t], where the source has captions.
@@ -159,26 +159,6 @@ class Method(nnx.Module):
             train_bn = self.config.batch_norm == "train" or progress.epoch > 0
         return self.clip.encode_images(images, tokens=self.reads_tokens, train_bn=train_bn)
 
-    def image_features(
-        self, images: Array | dict[str, Array], *, progress: Progress | None = None
-    ) -> ImageFeatures:
-        """Features of pixels, or those that were computed before.
-
-        Args:
-            images: uint8 [b h w 3]; or "pooled" [b d] and perhaps "tokens" [b p d] as a feature
-                cache stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1].
-            progress: of training, None outside.
-        """
-        if not isinstance(images, dict):
-            return self.encode_images(images, progress=progress)
-
-        def restore(name: str) -> Array | None:
-            values, scale = images.get(name), images.get(f"{name}_scale")
-            values = values if scale is None else values.astype(scale.dtype) * scale
-            return None if values is None else values.astype(self.clip.dtype)
-
-        return ImageFeatures(restore("pooled"), restore("tokens"))
-
     def encode_labels(
         self,
         labels: LabelInputs,
@@ -224,3 +204,25 @@ class Method(nnx.Module):
         name = path_string(path)
         wanted = self.config.train_image_encoder and name.startswith("clip/image/")
         return isinstance(variable, nnx.Param) and (wanted or not name.startswith("clip/"))
+
+
+def image_features(
+    method: Any, images: Array | dict[str, Array], **progress: Progress
+) -> ImageFeatures:
+    """A method's features of pixels, or those that were computed before, in its CLIP's dtype.
+
+    Args:
+        method: a `Method`; for pixels, anything with `encode_images`.
+        images: uint8 [b h w 3]; or "pooled" [b d] and perhaps "tokens" [b p d] as a feature cache
+            stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1].
+        progress: of training, by this name.
+    """
+    if not isinstance(images, dict):
+        return method.encode_images(images, **progress)
+
+    def restore(name: str) -> Array | None:
+        values, scale = images.get(name), images.get(f"{name}_scale")
+        values = values if scale is None else values.astype(scale.dtype) * scale
+        return None if values is None else values.astype(method.clip.dtype)
+
+    return ImageFeatures(restore("pooled"), restore("tokens"))

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mlclip_jax.clip.arrays import path_string
-from mlclip_jax.methods.base import Batch, Progress
+from mlclip_jax.methods.base import Batch, Progress, image_features
 from mlclip_jax.training.mesh import replicated
 from mlclip_jax.training.optim import rate_state, update_average
 from mlclip_jax.training.schedules import Schedule
@@ -96,7 +96,7 @@ def forward(
     """
     padding = labels.mask.shape[0] - batch.targets.shape[1]
     batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
-    features = method.image_features(batch.images, progress=progress)
+    features = image_features(method, batch.images, progress=progress)
     label_features = method.encode_labels(labels, image_features=features, progress=progress)
     logits = method.logits(features, label_features, labels)
     return method.loss(logits, batch, labels, progress)

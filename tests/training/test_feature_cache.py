@@ -1,0 +1,323 @@
+"""Training from cached image features: the same as without, and only where that is so."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import toys
+from toys import toy_world  # noqa: F401  (a fixture)
+
+from mlclip_jax.clip import ImageFeatures
+from mlclip_jax.data import features, registry
+from mlclip_jax.data.features import CacheConfig
+from mlclip_jax.data.registry import DataSplits
+from mlclip_jax.errors import UserError
+from mlclip_jax.methods.base import image_features
+from mlclip_jax.training import feature_cache
+from mlclip_jax.training import stage as stage_module
+from mlclip_jax.training.build import load_trained
+from mlclip_jax.training.config import parse_config
+from mlclip_jax.training.dry_run import abstract_step
+from mlclip_jax.training.feature_cache import upstream
+from mlclip_jax.training.loop import fit
+from mlclip_jax.training.mesh import make_mesh
+from mlclip_jax.training.step import find_moving, take_apart
+
+
+class Blocks(toys.Blocks):
+    """Toys that can be cached."""
+
+    def annotations(self, i):
+        return {name: value for name, value in self[i].items() if name != "image"}
+
+    def identity(self):
+        return {"name": "blocks", "seed": self.seed}
+
+    def label_matrix(self):
+        return np.stack([self[i]["targets"] for i in range(len(self))])
+
+
+@pytest.fixture
+def world(toy_world, monkeypatch):  # noqa: F811
+    """The toys' world with images that can be cached; counts those that are opened."""
+    opened = set()
+
+    def load(config, image_size, splits):
+        evals = {split: Blocks(config.num_eval, seed=1 + k) for k, split in enumerate(splits)}
+        return DataSplits(Blocks(config.num_train), evals, toys.SPACE, config)
+
+    original = features.Views.image
+
+    def image(self, record):
+        opened.add((self.source.seed, self.start + record))
+        return original(self, record)
+
+    monkeypatch.setattr(features.Views, "image", image)
+    entry = (toys.BlocksConfig, load, lambda: toys.SPACE)
+    monkeypatch.setitem(registry._DATASETS, "blocks", entry)
+    return opened
+
+
+def config(folder, **fields):
+    """A run whose image tower is frozen."""
+    base = {"method": {"name": "tower", "part": "none"}, "cache": {"folder": str(folder)}}
+    return toys.config(**{**base, **fields})
+
+
+def run(workdir, settings, devices=1, quiet=True):
+    return fit(settings, workdir, mesh=make_mesh(jax.devices()[:devices]), quiet=quiet)
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines
+    ]
+
+
+def assert_close(left, right, tolerance):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            if isinstance(value, float | list):
+                found, expected = (np.array(x, float) for x in (value, b[name]))  # None is NaN
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+            else:
+                assert value == b[name]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_training_from_float32_features_equals_training_from_images(tmp_path, world, devices):
+    plain = run(tmp_path / "plain", config("", cache=None, ema_decay=0.5), devices)
+    cached = run(tmp_path / "cached", config(tmp_path / "cache", ema_decay=0.5), devices)
+    assert cached.step == plain.step == 10
+    assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
+    left, right = (load_trained(tmp_path / name).method.bias[...] for name in ("cached", "plain"))
+    np.testing.assert_allclose(left, right, atol=1e-5)
+    assert abs(float(left)) > 0.01
+
+
+def test_a_real_method_on_scenes(tmp_path):
+    base = {
+        "method": {"name": "coop", "n_ctx": 2},
+        "data": {"name": "scenes", "num_train": 24, "num_validation": 8},
+        "batch_size": 8,
+        "duration": "2 epochs",
+        "log_every": "1 steps",
+        "eval": {"splits": ("validation",), "batch_size": 8},
+        "compilation_cache": False,
+    }
+    run(tmp_path / "plain", base)
+    run(tmp_path / "cached", {**base, "cache": {"folder": str(tmp_path / "cache")}})
+    assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
+    # Other label views and methods take the very same files.
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.array_record")
+    }
+    other = {**base, "method": {"name": "coop", "class_specific": True}, "duration": "1 steps"}
+    other["data"] = {**base["data"], "train_view": "partial(0.3)"}
+    run(tmp_path / "other", {**other, "cache": {"folder": str(tmp_path / "cache")}})
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.array_record")}
+    assert after == before and len(before) == 2
+
+
+def test_images_are_opened_once(tmp_path, world, capsys):
+    settings = config(tmp_path / "cache", duration="4 epochs")
+    run(tmp_path / "a", settings, quiet=False)
+    assert len(world) == 40 + 12
+    said = capsys.readouterr().out
+    assert re.search(
+        r"training and evaluation read cached image features, not images: float32, 1 view of each "
+        r"training image, 0\.0\d+ MiB in .*cache",
+        said,
+    )
+    assert "to compute first: train, validation, 52 images, 0.0" in said
+    run(tmp_path / "b", config(tmp_path / "cache", seed=1), quiet=False)
+    assert len(world) == 52  # another seed draws nothing anew: nothing is random
+    assert "to compute first" not in capsys.readouterr().out
+
+
+def test_other_weights_and_dtypes_have_features_of_their_own(tmp_path, world):
+    folder = tmp_path / "cache"
+    run(tmp_path / "a", config(folder, duration="1 steps"))
+    run(tmp_path / "b", config(folder, duration="1 steps", method={"name": "zero_shot"}, **OFF))
+    low = {"folder": str(folder), "dtype": "int8"}
+    run(tmp_path / "c", config(folder, duration="1 steps", cache=low))
+    assert len(list(folder.iterdir())) == 6
+
+
+OFF = {"stages": ({"name": "off", "method": {"name": "zero_shot"}, "duration": "0 steps"},)}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("int8", 0.02)])
+def test_smaller_types_train_about_the_same(tmp_path, world, dtype, tolerance):
+    run(tmp_path / "plain", config("", cache=None))
+    low = {"folder": str(tmp_path / "cache"), "dtype": dtype}
+    run(tmp_path / "low", config("", cache=low))
+    plain, found = (
+        [r["loss"] for r in rows(tmp_path / w) if "loss" in r] for w in ("plain", "low")
+    )
+    np.testing.assert_allclose(found, plain, rtol=tolerance)
+    assert found != plain
+
+
+def test_views_are_flipped_ahead(tmp_path, world):
+    data = {"name": "blocks", "augment_flip": True}
+    cache = {"folder": str(tmp_path / "cache"), "views": 3}
+    run(tmp_path / "a", config("", data=data, cache=cache))
+    assert len(world) == 3 * 40 + 12
+    with pytest.raises(UserError, match=r"cache\.views' is 3, but nothing changes"):
+        run(tmp_path / "b", config("", cache=cache))
+
+
+def test_resumed_equals_uninterrupted(tmp_path, world):
+    settings = config(tmp_path / "cache", ema_decay=0.9)
+    expected = run(tmp_path / "whole", settings)
+    original, served = stage_module.train_batches, [0]
+
+    def interrupted(*args, **kwargs):
+        for batch in original(*args, **kwargs):
+            if served[0] > 7:
+                raise KeyboardInterrupt
+            served[0] += 1
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "train_batches", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken", settings)
+    result = run(tmp_path / "broken", settings)
+    assert result.step == 10 and result.metrics == expected.metrics
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+    # A finished run opens no cache; other values are other data.
+    for path in (tmp_path / "cache").rglob("cache.json"):
+        path.unlink()
+    run(tmp_path / "broken", settings)
+    with pytest.raises(UserError, match=r"cache\.dtype was 'float32' and is 'int8'"):
+        low = {"folder": str(tmp_path / "cache"), "dtype": "int8"}
+        run(tmp_path / "broken", {**settings, "cache": low})
+
+
+def test_a_killed_computation_goes_on(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(features, "_FILE_BYTES", 64 * 5)  # five images
+    settings = config(tmp_path / "cache")
+    original = feature_cache.shard_batch
+    calls = []
+
+    def killed(batch, mesh):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return original(batch, mesh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_cache, "shard_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", settings)
+    assert list((tmp_path / "cache").rglob("*.array_record"))
+    assert not list((tmp_path / "cache").rglob("cache.json"))
+    assert run(tmp_path / "run", settings).step == 10
+    run(tmp_path / "plain", config("", cache=None))
+    assert_close(rows(tmp_path / "run"), rows(tmp_path / "plain"), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ({"name": "tower"}, r"clip/image/bn/bias, clip/image/bn/scale and 2 more train upstream"),
+        ({"name": "tower", "part": "clip/image/proj"}, r"clip/image/projection trains upstream"),
+        (
+            {"name": "tower", "part": "none", "train_bn": True},
+            r"training moves the BatchNorm statistics clip/image/bn/mean, clip/image/bn/var",
+        ),
+    ],
+    ids=["tower", "projection", "statistics"],
+)
+def test_features_that_training_changes_are_not_cached(tmp_path, world, method, why):
+    with pytest.raises(UserError, match=rf"stage 'train' image features.*{why}.*set cache=None"):
+        run(tmp_path / "run", config(tmp_path / "cache", method=method))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_features_that_change_with_the_step_are_not_cached(tmp_path, world, monkeypatch):
+    original = toys.Tower.encode_images
+
+    def fading(self, images, *, progress=None):
+        found = original(self, images)
+        return found if progress is None else ImageFeatures(found.pooled / (1 + progress.step))
+
+    monkeypatch.setattr(toys.Tower, "encode_images", fading)
+    with pytest.raises(UserError, match="because they change with the step or epoch: set"):
+        run(tmp_path / "run", config(tmp_path / "cache"))
+
+
+def test_a_stage_has_its_own_choice(tmp_path, world):
+    stages = (
+        {"name": "tower", "method": {"part": "clip/image/"}, "duration": "3 steps"},
+        {"name": "bias", "cache": {"folder": str(tmp_path / "cache")}, "duration": "4 steps"},
+    )
+    run(tmp_path / "cached", config("", cache=None, stages=stages))
+    plain = (stages[0], {**stages[1], "cache": None})
+    run(tmp_path / "plain", config("", cache=None, stages=plain))
+    assert len(world) == 52  # of the tower that the first stage trained
+    assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
+
+
+def test_upstream_is_found_by_tracing():
+    images = jax.ShapeDtypeStruct((2, 16, 16, 3), np.uint8)
+    for name in ("coop", "zero_shot"):
+        method, labels = toys.method(name, **({"n_ctx": 2} if name == "coop" else {}))
+        reaching, moved = upstream(take_apart(method), images)
+        assert all(path.startswith("clip/image/") for path in reaching) and not moved
+        assert "clip/image/projection" in reaching and len(reaching) > 15
+    method, labels = toys.method("tower", part="none", train_bn=True)
+    parts = find_moving(take_apart(method), toys.batch(2), labels)
+    assert upstream(parts, images)[1] == {"clip/image/bn/mean", "clip/image/bn/var"}
+
+
+def test_cached_features_are_restored_in_the_dtype_of_the_tower():
+    method, _ = toys.method("zero_shot")
+    values = np.array([[127, -64]], np.int8)
+    stored = {"pooled": values, "pooled_scale": np.array([[0.5]], np.float32)}
+    found = image_features(method, stored)
+    assert found.tokens is None and found.pooled.dtype == method.clip.dtype
+    np.testing.assert_allclose(found.pooled, [[63.5, -32.0]])
+
+
+def test_dry_run_has_features_for_images():
+    base = {
+        "method": {"name": "coop"},
+        "data": {"name": "scenes"},
+        "backbone": {"name": "ViT-B/16", "dtype": "bfloat16"},
+        "cache": {"folder": "features", "dtype": "int8"},
+    }
+    ((_, arguments, (_, metrics)),) = abstract_step(base)
+    images = arguments[2].images
+    assert {name: (x.shape, str(x.dtype)) for name, x in images.items()} == {
+        "pooled": ((32, 512), "int8"),
+        "pooled_scale": ((32, 1), "float32"),
+    }
+    assert metrics["loss"].shape == ()
+    with pytest.raises(UserError, match="train upstream of them"):
+        abstract_step({**base, "method": {"name": "coop", "train_image_encoder": True}})
+
+
+def test_settings_are_checked():
+    def parse(**cache):
+        return parse_config(toys.config(cache=cache)).stages[0].cache
+
+    assert parse(folder="x") == CacheConfig("x", 1, "float32")
+    for wrong, message in (
+        ({"folder": "x", "view": 2}, r"unknown config key 'cache\.view': did you mean 'views'"),
+        ({"folder": "x", "dtype": "float16"}, r"'cache\.dtype' must be one of 'float32'"),
+        ({"folder": "x", "views": 0}, r"'cache\.views' must be at least 1"),
+        ({"folder": ""}, r"'cache\.folder' is empty"),
+        ({}, r"'cache\.folder' is missing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(**wrong)
