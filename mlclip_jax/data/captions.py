@@ -57,6 +57,6 @@ class Captioned:
         """Example i as training sees it, with its caption."""
         return {**load_example(self.source, i, rng), "caption_tokens": self.tokens[i]}
 
-    def label_matrix(self) -> np.ndarray:
-        """Targets of all examples, int8 [n c]."""
-        return self.source.label_matrix()
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        return self.source.class_counts()
