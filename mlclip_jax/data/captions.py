@@ -58,10 +58,6 @@ class Captioned:
         """Example i as training sees it, with its caption."""
         return {**load_example(self.source, i, rng), "caption_tokens": self.tokens[i]}
 
-    def label_matrix(self) -> np.ndarray:
-        """Targets of all examples, int8 [n c]."""
-        return self.source.label_matrix()
-
     def identity(self) -> dict[str, Any]:
         """What decides the images, see `data.features`; captions do not."""
         return self.source.identity()
@@ -69,3 +65,7 @@ class Captioned:
     def annotations(self, i: int) -> Example:
         """Example i with its caption, without its image."""
         return {**self.source.annotations(i), "caption_tokens": self.tokens[i]}
+
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        return self.source.class_counts()

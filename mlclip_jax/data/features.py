@@ -133,7 +133,7 @@ class Views:
         image = load_example(self.source, i, rng)["image"]
         return image[:, ::-1] if self.flip and rng.random() < 0.5 else image
 
-    def label_matrix(self) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
         """Records have no labels."""
         raise TypeError("the images of a cache have no labels")
 
@@ -544,9 +544,9 @@ class CachedSource:
         """
         return self._example(i, int(rng.integers(self.views)) if self.views > 1 else 0)
 
-    def label_matrix(self) -> np.ndarray:
-        """Targets of all examples, int8 [n c]."""
-        return self.source.label_matrix()
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        return self.source.class_counts()
 
     def _example(self, i: int, view: int) -> Example:
         try:

@@ -122,8 +122,7 @@ def _space(corpus: str, raw: Path | None) -> LabelSpace:
             "TFDS has ImageNet's classes by number only: give with --raw the folder of "
             "synset_words.txt or LOC_synset_mapping.txt, which names them"
         )
-    words = imagenet._words(imagenet._first_file(raw, imagenet._WORDS_1K))
-    return imagenet._space(sorted(words), words)
+    return imagenet.label_space(raw)
 
 
 def _labels(record: Mapping[str, Any], *, single: bool) -> tuple[set[int], set[int]]:

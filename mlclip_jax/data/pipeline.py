@@ -51,8 +51,8 @@ class Source(Protocol):
           ImageError: its image cannot be read.
         """
 
-    def label_matrix(self) -> np.ndarray:
-        """Targets of all examples, int8 [n c], without their images."""
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class among all examples, int64 [c]."""
 
 
 @runtime_checkable
@@ -119,7 +119,7 @@ def load_example(source: Source, i: int, rng: np.random.Generator) -> Example:
     Raises:
       ImageError: its image cannot be read.
     """
-    return source.augmented(i, rng) if isinstance(source, AugmentedSource) else source[i]
+    return source.augmented(i, rng) if hasattr(source, "augmented") else source[i]
 
 
 class _EvalExample:

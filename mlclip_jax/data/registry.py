@@ -19,8 +19,10 @@ from mlclip_jax.data import assemble, benchmarks, protocols
 from mlclip_jax.data.assemble import Files, LabelledPart
 from mlclip_jax.data.benchmarks import Benchmark, Split
 from mlclip_jax.data.manifest import Manifest
-from mlclip_jax.data.pipeline import Source
+from mlclip_jax.data.pipeline import MAX_UNREADABLE, Source
 from mlclip_jax.data.scenes import Scenes
+from mlclip_jax.data.sources import ImageConfig, open_images
+from mlclip_jax.data.transforms import Preprocess
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels import catalog
@@ -37,14 +39,23 @@ class DataConfig:
 
     Attributes:
       num_workers: processes that prepare batches; 0 does it in threads of this one.
-      augment_flip: mirror each training image with probability one half, on the device.
       taxonomy: groups of the labels: "own", "none", "cluster", "cluster(12, seed=1)", "random",
         "renamed" or a YAML file (`labels.taxonomies.regroup`).
+      max_unreadable: different training images that may be passed over because they cannot be read.
     """
 
     num_workers: int = 0
-    augment_flip: bool = False
     taxonomy: str = "own"
+    max_unreadable: int = MAX_UNREADABLE
+
+    @property
+    def flip(self) -> bool:
+        """Whether the training step mirrors each image with probability one half."""
+        return False
+
+    def preprocess(self, size: int) -> Preprocess:
+        """How evaluation and serving bring an image to `size` pixels a side."""
+        return Preprocess(size)
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class ScenesConfig(DataConfig):
       num_train, num_validation, num_test: scenes in each split.
       seed: of the scenes and views.
       image_size: pixels of a side; None takes the backbone's.
+      augment_flip: mirror each training image with probability one half.
     """
 
     train_view: str = "full"
@@ -64,11 +76,17 @@ class ScenesConfig(DataConfig):
     num_test: int = 1000
     seed: int = 0
     image_size: int | None = None
+    augment_flip: bool = False
+
+    @property
+    def flip(self) -> bool:
+        """As `augment_flip` says."""
+        return self.augment_flip
 
 
 @dataclass(frozen=True)
-class CustomConfig(DataConfig):
-    """Settings of a folder of one's own images.
+class CustomConfig(ImageConfig, DataConfig):
+    """Settings of a folder of one's own images, beside those of `ImageConfig`.
 
     Attributes:
       data_dir: the folder, with labels.csv or labels.jsonl.
@@ -82,8 +100,8 @@ class CustomConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig(DataConfig):
-    """Settings of a published benchmark (`data.benchmarks`).
+class BenchmarkConfig(ImageConfig, DataConfig):
+    """Settings of a published benchmark (`data.benchmarks`), beside those of `ImageConfig`.
 
     Attributes:
       data_dir: folder of its images and annotations, raw or prepared; for a benchmark of several
@@ -132,6 +150,17 @@ class DataSplits:
     protocol: str = "multi_label"
     train_space: LabelSpace | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    def train_counts(self) -> np.ndarray | None:
+        """Training positives of each class of `space`, int64 [c]: 0 of classes that are unseen.
+
+        None where training has classes that evaluation does not know.
+        """
+        counts, train = self.train.class_counts(), self.train_space or self.space
+        if not set(train.ids) <= set(self.space.ids):
+            return None
+        count_of = dict(zip(train.ids, counts.tolist(), strict=True))
+        return np.array([count_of.get(name, 0) for name in self.space.ids], np.int64)
 
 
 def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -> DataSplits:
@@ -249,7 +278,10 @@ def _spaces(
 
 
 def _open_images(
-    train: LabelledPart, evals: Mapping[str, LabelledPart], config: DataConfig, image_size: int
+    train: LabelledPart,
+    evals: Mapping[str, LabelledPart],
+    config: CustomConfig | BenchmarkConfig,
+    image_size: int,
 ) -> DataSplits:
     """Labelled parts with their images."""
     fingerprints = {}
@@ -258,19 +290,12 @@ def _open_images(
         count, name = len(part.labels.index), part.manifest.name
         _LOG.info("%s: %d images of %s, sha256 %s", split, count, name, fingerprints[split])
     return DataSplits(
-        _source(train, config, image_size, train=True),
-        {name: _source(part, config, image_size, train=False) for name, part in evals.items()},
+        open_images(train, config, image_size, train=True),
+        {name: open_images(part, config, image_size, train=False) for name, part in evals.items()},
         train.manifest.space,
         config,
         fingerprints=fingerprints,
     )
-
-
-def _source(part: LabelledPart, config: DataConfig, image_size: int, *, train: bool) -> Source:
-    """The examples of a part: the one place where labels meet images."""
-    from mlclip_jax.data import sources
-
-    return sources.open_images(part, config, image_size, train=train)
 
 
 _Load = Callable[[Any, int, Sequence[str]], DataSplits]

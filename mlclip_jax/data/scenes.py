@@ -315,6 +315,10 @@ class Scenes:
         """
         return (self._full if full else self._targets).copy()
 
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class that the view shows, int64 [22]."""
+        return np.count_nonzero(self._targets > 0, axis=0)
+
     def caption(self, i: int) -> str:
         """A sentence that names every object, "a photo of a red three and a blue star."."""
         things = [

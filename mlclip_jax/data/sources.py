@@ -51,14 +51,30 @@ class ImageConfig:
     augment: str = "none"
     fast_decode: bool = True
 
+    @property
+    def flip(self) -> bool:
+        """Whether the training step mirrors images: as the recipe says.
+
+        Raises:
+          UserError: an unknown recipe.
+        """
+        return recipe(self.augment).flip
+
+    def preprocess(self, size: int) -> Preprocess:
+        """How evaluation and serving bring an image to `size` pixels a side.
+
+        Raises:
+          UserError: an unknown mode or interpolation.
+        """
+        return Preprocess(size, self.resize, self.interpolation)
+
     def transform(self, size: int, *, train: bool) -> Augment:
         """The transform to `size` pixels a side; evaluation decodes exactly and changes nothing.
 
         Raises:
           UserError: an unknown recipe, mode or interpolation.
         """
-        fast = train and self.fast_decode
-        preprocess = Preprocess(size, self.resize, self.interpolation, fast_decode=fast)
+        preprocess = replace(self.preprocess(size), fast_decode=train and self.fast_decode)
         return Augment(preprocess, recipe(self.augment if train else "none"))
 
 
@@ -319,6 +335,12 @@ class ImageSource:
         """Targets of all examples, int8 [m c]."""
         return self.targets if isinstance(self.targets, np.ndarray) else self.targets.dense()
 
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        if isinstance(self.targets, np.ndarray):
+            return np.count_nonzero(self.targets > 0, axis=0)
+        return self.targets.class_counts()
+
     @property
     def captions(self) -> tuple[tuple[str, ...], ...] | None:
         """Captions of each example, for `data.captions.tokenize`; None where there are none.
@@ -351,20 +373,20 @@ class ImageSource:
         return {**self.__dict__, "_all_captions": None}
 
 
-def open_images(part: LabelledPart, config: Any, image_size: int, *, train: bool) -> ImageSource:
+def open_images(
+    part: LabelledPart, config: ImageConfig, image_size: int, *, train: bool
+) -> ImageSource:
     """The examples of a labelled part.
 
     Args:
       part: images in use and their labels.
-      config: settings of the dataset; an `ImageConfig` says how images are prepared, any other
-        leaves that at its defaults.
+      config: how images are prepared.
       image_size: pixels of a side.
       train: whether they are for training.
 
     Raises:
       UserError: as `open_reader`, or an unknown setting.
     """
-    settings = config if isinstance(config, ImageConfig) else ImageConfig()
-    transform = settings.transform(image_size, train=train)
+    transform = config.transform(image_size, train=train)
     reader = open_reader(part.corpus, part.part, part.folder, part.manifest)
     return ImageSource(part.manifest, part.labels, reader, transform)

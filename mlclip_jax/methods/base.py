@@ -72,13 +72,12 @@ class LabelInputs:
         """c, padding included."""
         return self.mask.shape[0]
 
-    def with_counts(self, targets: np.ndarray) -> LabelInputs:
-        """The same with the counts of these training labels, int8 [n c] without padding."""
-        counts = (targets > 0).sum(0).astype(np.float32)
+    def with_counts(self, counts: np.ndarray, num_images: int) -> LabelInputs:
+        """The same with the positives of each class in training, [c] without padding."""
         return replace(
             self,
-            class_counts=counts[np.asarray(self.index)],
-            num_images=np.asarray(len(targets), np.float32),
+            class_counts=counts.astype(np.float32)[np.asarray(self.index)],
+            num_images=np.asarray(num_images, np.float32),
         )
 
 

@@ -25,6 +25,7 @@ from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.data import features, registry
 from mlclip_jax.data.pipeline import steps_per_epoch
+from mlclip_jax.data.transforms import Preprocess
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
@@ -76,7 +77,8 @@ def check_settings(config: TrainConfig) -> dict[str, Any]:
     """
     name, data = registry.settings(config.data)
     data = {"name": name, **asdict(data)}
-    del data["num_workers"]  # changes nothing that training sees
+    for key in ("num_workers", "max_unreadable"):  # change nothing that training sees
+        del data[key]
     stages = []
     for stage in config.stages:
         fields = {key: value for key, value in stage.method.items() if key != "name"}
@@ -288,7 +290,7 @@ class Trained:
 
     Attributes:
       method: with its trained values.
-      space: labels it was trained for.
+      space: labels it was evaluated on.
       backbone: what it was built on.
       config: of the run.
       meta: description in the checkpoint; "weights" says which were taken.
@@ -301,6 +303,12 @@ class Trained:
     config: TrainConfig
     meta: Mapping[str, Any]
     step: int
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the run's evaluations bring images to the size of the backbone."""
+        _, data = registry.settings(self.config.data)
+        return data.preprocess(self.method.clip.config.image.image_size)
 
 
 def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> None:
@@ -341,7 +349,9 @@ def load_trained(
     backbone = backbone or load_backbone(config.backbone, seed=config.seed)
     check_backbone(restored.meta, backbone, config.backbone.name)
     stage = config.stages[restored.meta["stage"]]
-    parts = take_apart(build_method(stage, backbone, space, seed=config.seed))
+    trained = restored.meta.get("train_space")
+    built_for = LabelSpace.from_json(trained) if trained else space
+    parts = take_apart(build_method(stage, backbone, built_for, seed=config.seed))
     parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
     method = parts.merge({**parts.trainable, **parts.frozen})
     return Trained(method, space, backbone, config, restored.meta, restored.step)

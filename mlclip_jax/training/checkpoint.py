@@ -49,11 +49,14 @@ class Restored:
     leaves: Leaves
 
 
-def describe(config: TrainConfig, space: LabelSpace, digest: str) -> dict[str, Any]:
+def describe(
+    config: TrainConfig, space: LabelSpace, digest: str, train_space: LabelSpace | None = None
+) -> dict[str, Any]:
     """What every description says of its run: settings, labels, backbone's weights, versions."""
     return {
         "config": config.source,
         "label_space": space.to_json(),
+        "train_space": train_space and train_space.to_json(),
         "backbone": {"name": config.backbone.name, "digest": digest},
         "versions": {name: metadata.version(name) for name in _VERSIONED},
     }

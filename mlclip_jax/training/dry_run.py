@@ -50,7 +50,7 @@ def abstract_step(
     mesh = make_mesh() if mesh is None else mesh
     sizes = preset(config.backbone)
     tokenizer = packaged_tokenizer(sizes.text.context_length)
-    space = registry.label_space(config.data, name_features=_some_features)
+    space, _ = registry.label_spaces(config.data, name_features=_some_features)  # of training
     results = []
     for stage in config.stages:
 
@@ -59,7 +59,7 @@ def abstract_step(
             method = build_method(stage, backbone, space, seed=0)
             labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
             if method.needs_counts():
-                labels = labels.with_counts(np.ones((1, len(space)), np.int8))
+                labels = labels.with_counts(np.ones(len(space)), 1)
             return method, labels
 
         method, labels = nnx.eval_shape(build)

@@ -169,7 +169,7 @@ def cache_features(
             shapes=_shapes(parts, image),
             train=source is data.train,
             seed=run.config.seed,
-            flip=data.config.augment_flip,
+            flip=data.config.flip,
         )
         for split, source in splits.items()
     }
@@ -247,7 +247,7 @@ def _compute(run: Run, split: str, cache: Cache, encode: features.Encode, batch_
             cache,
             encode,
             batch_size=batch_size,
-            max_unreadable=features.MAX_UNREADABLE if split == "train" else 0,
+            max_unreadable=run.data.config.max_unreadable if split == "train" else 0,
             num_workers=run.data.config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -122,7 +122,7 @@ def fit(
                     "another workdir"
                 )
             check_backbone(meta, backbone, config.backbone.name)
-            data = replace(data, space=trained_space(meta, data.space, workdir))
+            data = with_trained_spaces(data, meta, workdir)
             check_unchanged(parse_config(meta["config"]), config, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
@@ -140,23 +140,43 @@ def fit(
         return Result(workdir, run.step, run.metrics)
 
 
-def trained_space(meta: Mapping[str, Any], space: LabelSpace, workdir: Path) -> LabelSpace:
-    """The label space of a checkpoint that is to go on with the labels in `space`.
-
-    Clusters are those of the checkpoint: another device might draw them differently.
+def with_trained_spaces(
+    data: registry.DataSplits, meta: Mapping[str, Any], workdir: Path
+) -> registry.DataSplits:
+    """`data` with the label spaces of the checkpoint that training is to go on from.
 
     Raises:
       UserError: it was trained on other labels or groups.
     """
-    trained = LabelSpace.from_json(meta["label_space"])
+    of_training = meta.get("train_space")  # None: those of evaluation
+    if (of_training is None) == (data.train_space is None):
+        space = trained_space(meta["label_space"], data.space, workdir)
+        train = of_training and trained_space(of_training, data.train_space, workdir)
+        return replace(data, space=space, train_space=train)
+    raise other_labels(workdir)
+
+
+def trained_space(saved: Mapping[str, Any], space: LabelSpace, workdir: Path) -> LabelSpace:
+    """The label space that a checkpoint holds, to go on with the labels in `space`.
+
+    Clusters are those of the checkpoint: another device might draw them differently.
+
+    Raises:
+      UserError: it is of other labels or groups.
+    """
+    trained = LabelSpace.from_json(saved)
     clustered = [s.taxonomy is not None and not s.taxonomy.named for s in (trained, space)]
     known = replace(space, taxonomy=trained.taxonomy) if all(clustered) else space
     if known.to_json() != trained.to_json():
-        raise UserError(
-            f"the checkpoint in {workdir} was trained on other labels or groups: use another "
-            "workdir"
-        )
+        raise other_labels(workdir)
     return known
+
+
+def other_labels(workdir: Path) -> UserError:
+    """What is said of a workdir whose run had other labels."""
+    return UserError(
+        f"the checkpoint in {workdir} was trained on other labels or groups: use another workdir"
+    )
 
 
 def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:
@@ -213,19 +233,23 @@ def start_stage(
     config, mesh, data = run.config, run.mesh, run.data
 
     # ---- Method, optimizer, step -----------------------------------------------------------------
-    method = build_method(stage, run.backbone, data.space, seed=config.seed)
-    host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
+    space, tokenizer = data.train_space or data.space, run.backbone.tokenizer
+    method = build_method(stage, run.backbone, space, seed=config.seed)
+    host_labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
+    eval_labels = None
+    if data.train_space is not None:
+        eval_labels = method.label_inputs(data.space, tokenizer, multiple_of=mesh.size)
     if method.needs_counts():
-        host_labels = host_labels.with_counts(data.train.label_matrix())
+        host_labels = host_labels.with_counts(data.train.class_counts(), len(data.train))
     plan = plan_stage(
         stage,
         method,
         host_labels,
-        classes=len(data.space),
+        classes=len(space),
         mesh=mesh,
         num_examples=len(data.train),
         first_step=run.step,
-        augment_flip=data.config.augment_flip and stage.cache is None,
+        augment_flip=data.config.flip and stage.cache is None,
     )
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
@@ -252,9 +276,12 @@ def start_stage(
             asked = f"{done} steps are done, {plan.steps} asked for"
             run.say(f"stage '{stage.name}' is finished: {asked}")
     labels = shard_labels(host_labels, mesh)
+    eval_labels = labels if eval_labels is None else shard_labels(eval_labels, mesh)
 
     # ---- Cached image features -------------------------------------------------------------------
     cached = None
     if stage.cache is not None and (meta is None or done < plan.steps):
         cached = cache_features(run, stage, method, plan.parts, state, frozen)
-    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done, cached)
+    return StageRun(
+        run, index, stage, plan, state, frozen, labels, eval_labels, interval, done, cached
+    )

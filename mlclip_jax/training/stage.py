@@ -88,7 +88,8 @@ class StageRun:
       index: number of the stage.
       config: its settings.
       plan: its method, optimizer and step.
-      state, frozen, labels: on the devices.
+      state, frozen: on the devices.
+      labels, eval_labels: label inputs of training and of evaluation, on the devices.
       interval: sums since the last report.
       done: steps of the stage that are done already.
       data: examples of the run with cached features; None takes them with their images.
@@ -103,12 +104,14 @@ class StageRun:
         state: State,
         frozen: Leaves,
         labels: Any,
+        eval_labels: Any,
         interval: Interval,
         done: int,
         data: DataSplits | None = None,
     ) -> None:
         self.run, self.index, self.config, self.plan = run, index, config, plan
-        self.state, self.frozen, self.labels = state, frozen, labels
+        self.state, self.frozen = state, frozen
+        self.labels, self.eval_labels = labels, eval_labels
         self.interval, self.done = interval, done
         self.data = data or run.data
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
@@ -140,6 +143,7 @@ class StageRun:
             self.config.batch_size,
             seed=run.config.seed + self.index,
             start_step=self.done,
+            max_unreadable=run.data.config.max_unreadable,
             num_workers=run.data.config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -240,7 +244,7 @@ class StageRun:
         for split, source in self.data.evals.items():
             batches = eval_batches(source, batch_size, num_workers=run.data.config.num_workers)
             results = evaluate(
-                self.predictor, states, self.labels, batches, run.data.space, mesh=run.mesh
+                self.predictor, states, self.eval_labels, batches, run.data.space, mesh=run.mesh
             )
             run.metrics[split] = {weights: found.metrics for weights, found in results.items()}
             for weights, found in results.items():
@@ -271,7 +275,7 @@ class StageRun:
             "trained_before": sorted(run.trained_before),
             "ema": self.config.ema_decay is not None,
             "metrics": run.metrics,
-            **describe(run.config, run.data.space, run.backbone.digest),
+            **describe(run.config, run.data.space, run.backbone.digest, run.data.train_space),
         }
         extra = saved_frozen(self.frozen, run.trained_before)
         # The best checkpoint is one of the last stage, whatever earlier methods scored.

@@ -159,7 +159,7 @@ def test_num_train(config, count):
 @pytest.fixture
 def load(monkeypatch):
     """Loads a benchmark without images: the sources are the labelled parts."""
-    monkeypatch.setattr(registry, "_source", lambda part, *_, **__: part)
+    monkeypatch.setattr(registry, "open_images", lambda part, *_, **__: part)
 
     def load(name, folder, splits=("test",), **more):
         config = {"name": name, "data_dir": str(folder), "check_sizes": False, **more}

@@ -93,7 +93,7 @@ def test_published_runs(corpus, key, rate, gcn_rate):
     assert pattern == "gcn" and factor * rate == pytest.approx(gcn_rate)
     assert (config.backbone.name, config.backbone.image_size) == ("RN50", None)
     assert (stage.batch_size, stage.duration) == (128, "30 epochs")
-    assert not config.data["augment_flip"] and config.eval.splits == ("test",)
+    assert config.data["augment"] == "none" and config.eval.splits == ("test",)
     assert stage.method == {
         "name": "hspnet",
         "variant": "released",
@@ -106,11 +106,11 @@ def test_published_runs(corpus, key, rate, gcn_rate):
 
 
 def test_paper_preset():
-    """One rate for all over the epochs that are run, and mirrored images."""
+    """One rate for all over the epochs that are run, and mirrored crops."""
     for corpus in ("coco", "cub"):
         config = hspnet(f"{corpus}:variant=paper")
         (stage,) = config.stages
-        assert stage.method["variant"] == "paper" and config.data["augment_flip"]
+        assert stage.method["variant"] == "paper" and config.data["augment"] == "flip_rrc"
         assert (stage.optim.learning_rate, stage.optim.groups) == (1e-4, ())
         assert (stage.duration, stage.optim.schedule_duration) == ("30 epochs", None)
 
@@ -119,7 +119,8 @@ def test_paper_preset():
 def test_partial_labels(corpus):
     config = hspnet(f"{corpus}:setup=partial(0.3)")
     (stage,) = config.stages
-    assert config.data["name"] == f"{corpus}_partial(0.3)" and config.data["augment_flip"]
+    assert config.data["name"] == f"{corpus}_partial(0.3)"
+    assert config.data["augment"] == "flip_rrc"
     assert (config.backbone.name, config.backbone.image_size) == ("RN101", 448)
     assert (stage.optim.learning_rate, stage.optim.groups) == (1e-4, ())
     assert (stage.batch_size, stage.duration) == (32, "30 epochs")

@@ -115,7 +115,7 @@ def test_run_learns_and_reports(tmp_path):
             {
                 "optim": {"schedule": "plateau", "plateau_patience": 0, "learning_rate": 1e-3},
                 "eval": {"every": "2 steps"},
-                "data": {"name": "blocks", "augment_flip": True},
+                "data": {"name": "blocks", "mirrored": True},
             },
             7,
             1,

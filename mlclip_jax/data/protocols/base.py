@@ -66,6 +66,10 @@ class SparseTargets:
         rows = [part for part in (self.positives, self.negatives) if part is not None]
         return [array for part in rows for array in (part.offsets, part.values)]
 
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        return np.bincount(self.positives.values, minlength=self.classes)
+
     def has_positive(self, classes: Sequence[int] | None = None) -> np.ndarray:
         """bool [m]: whether an image has a positive, among some of the classes or at all."""
         rows, labels = self.positives.pairs()

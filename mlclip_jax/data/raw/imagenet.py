@@ -94,6 +94,16 @@ def read(raw: Path, part: str) -> Manifest:
     )
 
 
+def label_space(raw: Path) -> LabelSpace:
+    """The classes of 1k, from the file of words alone, as `read` has them.
+
+    Raises:
+      UserError: there is no such file, or a line of it is malformed.
+    """
+    words = _words(_first_file(Path(raw), _WORDS_1K))
+    return _space(sorted(words), words)
+
+
 def open_image(raw: Path, key: str) -> bytes:
     """The bytes of an image file, from its folder or archive.
 

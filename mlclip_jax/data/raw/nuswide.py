@@ -13,8 +13,7 @@ classes of the zero-shot benchmarks, and the concepts in `aux["concepts81"]`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,6 @@ EXPECTED: Mapping[str, Mapping[str, int]] = {
 CONCEPTS = "concepts81"
 
 _TAG_LIST = "NUS_WID_Tags/TagList1k.txt"
-_LISTED = re.compile(r"(\d{1,7})_(\d+)_[0-9a-f]+(_[a-z])?\.jpg")
 
 
 def read(raw: Path, part: str) -> Manifest:
@@ -82,30 +80,6 @@ def joined(manifest: Manifest) -> Manifest:
         np.concatenate([rows, others]), np.concatenate([tags, concepts + len(seen)]), len(manifest)
     )
     return Manifest(manifest.name, space, manifest.keys, positives)
-
-
-def listed_rows(manifest: Manifest, names: Sequence[str]) -> np.ndarray:
-    """Rows of the part "all" that SPLC's image names stand for, int64 [m].
-
-    SPLC crawled the photos again: "123940_1158315062_02a15f03aa_m.jpg" is row 123940 of
-    Imagelist.txt, whose photo id is 1158315062.
-
-    Raises:
-      UserError: a name of another form, beyond the list, or with another photo id than its row.
-    """
-    rows = np.zeros(len(names), np.int64)
-    for i, name in enumerate(names):
-        match = _LISTED.fullmatch(name)
-        if match is None:
-            raise UserError(f"{name!r} is not named <row>_<photo id>_<secret>_m.jpg, as SPLC names")
-        rows[i] = int(match[1])
-        key = str(manifest.keys[rows[i]]) if rows[i] < len(manifest) else ""
-        if not key.endswith(f"_{match[2]}.jpg"):
-            raise UserError(
-                f"{name!r}: row {rows[i]} of {manifest.name} is {key or 'beyond its end'!r}, not "
-                "that photo: the list belongs to another Imagelist.txt"
-            )
-    return rows
 
 
 def _filled(path: Path) -> Iterator[tuple[int, str]]:

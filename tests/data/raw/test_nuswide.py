@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlclip_jax.data.manifest import Manifest, Rows
+from mlclip_jax.data.manifest import Rows
 from mlclip_jax.data.raw import nuswide
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels import catalog
@@ -91,33 +91,6 @@ def test_joined_tags_and_concepts(raw):
     assert both.space.subsets == {"seen": (0, 1, 2), "unseen": tuple(range(3, 84))}
     parts = manifest.label_matrix(), nuswide.read(raw, "test").label_matrix()
     np.testing.assert_array_equal(both.label_matrix(), np.concatenate(parts, axis=1))
-
-
-@pytest.fixture(scope="module")
-def splc():
-    keys = [f"Flickr/x/{i:04}_{i}.jpg" for i in range(123_940)]
-    keys.append("Flickr/tower/0123_1158315062.jpg")
-    return Manifest("nuswide/all", catalog.nus(), np.array(keys), Rows.from_lists([()] * len(keys)))
-
-
-def test_names_of_splc_are_rows(splc):
-    names = ["123940_1158315062_02a15f03aa_m.jpg", "7_7_0aff_m.jpg"]
-    assert nuswide.listed_rows(splc, names).tolist() == [123_940, 7]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("123940_1158315063_02a15f03aa_m.jpg", "row 123940 of nuswide/all is 'Flickr/tower"),
-        ("123941_1158315062_02a15f03aa_m.jpg", "beyond its end"),
-        ("8_158315062_02a15f03aa_m.jpg", "not that photo"),
-        ("123940.jpg", "is not named"),
-        ("-1_1_aa_m.jpg", "is not named"),
-    ],
-)
-def test_names_of_splc_that_do_not_fit(splc, name, message):
-    with pytest.raises(UserError, match=message):
-        nuswide.listed_rows(splc, [name])
 
 
 BEACH = "Groundtruth/TrainTestLabels/Labels_beach_Train.txt"
