@@ -413,3 +413,29 @@ def test_restricting_keeps_a_part_as_it_is(tmp_path):
     one = assemble.restrict(part, manifest.space.select([0]), require_positive=True)
     assert len(one.labels.index) == 2 and one.labels.targets.shape == (2, 1)
     assert one.manifest.label_matrix()[one.labels.index].tolist() == [[1], [1]]
+
+
+def test_image_settings():
+    config = {"name": "coco", "resize": "squash", "interpolation": "bilinear", "augment": "flip"}
+    _, fields = registry.settings(config)
+    assert fields.flip and not registry.settings({"name": "coco"})[1].flip
+    prepared = fields.preprocess(32)
+    assert (prepared.mode, prepared.interpolation, prepared.fast_decode) == (
+        "squash",
+        "bilinear",
+        False,
+    )
+    with pytest.raises(UserError, match=r"unknown config key 'data\.augment_flip'"):
+        registry.settings({"name": "coco", "augment_flip": True})
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_training_counts_of_the_labels_of_evaluation(tmp_path, monkeypatch, sparse):
+    raw_folders_more.openimages(tmp_path)
+    monkeypatch.setattr(assemble, "_DENSE_BYTES", 0 if sparse else 1 << 20)
+    config = {"name": "openimages_gzsl", "data_dir": str(tmp_path), "check_sizes": False}
+    data = registry.load(config, image_size=8, splits=("test",))
+    seen = len(data.train_space)
+    counts = data.train_counts()
+    np.testing.assert_array_equal(counts[:seen], (data.train.label_matrix() > 0).sum(0))
+    assert counts[:seen].any() and not counts[seen:].any() and len(counts) == len(data.space)
