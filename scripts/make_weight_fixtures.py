@@ -93,6 +93,7 @@ def import_open_clip() -> types.ModuleType:
         return sys.modules["open_clip.model"]
     if importlib.util.find_spec("torchvision") is None:
         import torch
+        import transformers.utils  # noqa: F401  (looks for torchvision too: before there is a stand-in)
 
         spec = importlib.util.find_spec("open_clip")
         package = importlib.util.module_from_spec(spec)  # made, but its __init__ is not run

@@ -21,9 +21,10 @@ Ours from the release, in both variants: parameters that never get a gradient th
 context, the temperature) are no parameters here; the graphs come from the CLIP in use, where the
 release reads files made by a script that is not published; the last incomplete batch of an epoch
 is dropped. The paper does not say the GCN's depth and width, K, r, k or BatchNorm's mode: those are
-the release's. The w of Table 5, which
-the paper indexes by label and calls CoOp's, is one for all labels here. Graph and K come from the
-labels that are scored: a label's features change with the others beside it.
+the release's. The w of Table 5, which the paper indexes by label and likens to CoOp's, is one for
+all labels here.
+
+Graphs and K come from the labels that are scored: a label's features change with those beside it.
 """
 
 from __future__ import annotations

@@ -522,13 +522,14 @@ def test_other_image_sizes_equal_transformers(others, size):
 def test_full_size_names_and_shapes_equal_open_clip(others, name):
     import torch
 
-    folder = Path(importlib.util.find_spec("open_clip.model").origin).parent / "model_configs"
+    open_clip = others.import_open_clip()
+    folder = Path(open_clip.__file__).parent / "model_configs"
     file = f"{name.replace('/', '-')}-quickgelu.json"
     if not (folder / file).is_file():
         file = f"{name.replace('/', '-')}.json"
     config = json.loads((folder / file).read_text())
     with torch.device("meta"):
-        model = others.import_open_clip().CLIP(**{**config, "quick_gelu": True})
+        model = open_clip.CLIP(**{**config, "quick_gelu": True})
     theirs = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     theirs = {n: s for n, s in theirs.items() if not n.endswith("num_batches_tracked")}
     assert expected_shapes(PRESETS[name], "openai") == theirs
