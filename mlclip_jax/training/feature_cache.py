@@ -14,7 +14,7 @@ import numpy as np
 
 from mlclip_jax.clip import ImageFeatures
 from mlclip_jax.clip.config import CLIPConfig
-from mlclip_jax.data import features
+from mlclip_jax.data import feature_files, features
 from mlclip_jax.data.features import Cache, CacheConfig
 from mlclip_jax.data.registry import DataSplits
 from mlclip_jax.errors import UserError
@@ -131,7 +131,7 @@ def cached_shape(parts: Parts, batch: Batch, config: CacheConfig) -> Batch:
             jnp.bfloat16 if kind == "uint16" else kind,
             sharding=batch.index.sharding,
         )
-        for name, kind, shape in features.layout(_shapes(parts, batch.images), config.dtype)
+        for name, kind, shape in feature_files.layout(_shapes(parts, batch.images), config.dtype)
     }
     return replace(batch, images=images)
 
@@ -173,9 +173,14 @@ def cache_features(
         )
         for split, source in splits.items()
     }
-    missing = {split: cache for split, cache in caches.items() if not cache.ready()}
-    _say(run, caches, missing, config)
-    features.check_space(caches.values(), Path(config.folder))
+    # Splits of the same images share files; the limit on unreadable ones is that of the last.
+    distinct = {cache.files.folder: (split, cache) for split, cache in caches.items()}.values()
+    ready = _of_the_first(np.array([cache.files.ready() for _, cache in distinct]))
+    missing = {
+        split: cache for (split, cache), done in zip(distinct, ready, strict=True) if not done
+    }
+    _say(run, dict(distinct), missing, config)
+    feature_files.check_space([cache.files for cache in missing.values()], Path(config.folder))
 
     # ---- Compute -------------------------------------------------------------------------------
     def encode(leaves: Leaves, images: Any, readable: Any) -> dict[str, jax.Array]:
@@ -222,17 +227,21 @@ def _in_order(values: jax.Array) -> np.ndarray | jax.Array:
 def _say(
     run: Run, caches: dict[str, Cache], missing: dict[str, Cache], config: CacheConfig
 ) -> None:
-    size = features.gibibytes(sum(cache.size for cache in caches.values()))
+    """What is read in place of images, and what of it is computed first."""
     views = f"{config.views} view{'s' if config.views > 1 else ''}"
-    augmented = " augmented" if caches["train"].images.seed is not None else ""
+    changed = any(cache.images.seed is not None for cache in caches.values())
+    augmented = " augmented" if changed else ""
     run.say(
         f"training and evaluation read cached image features, not images: {config.dtype}, {views} "
-        f"of each{augmented} training image, {size} in {config.folder}"
+        f"of each{augmented} training image, {_size(caches)} in {config.folder}"
     )
     if missing:
-        images = sum(cache.records for cache in missing.values())
-        size = features.gibibytes(sum(cache.size for cache in missing.values()))
-        run.say(f"to compute first: {', '.join(missing)}, {images:,} images, {size}")
+        images = sum(cache.files.records for cache in missing.values())
+        run.say(f"to compute first: {', '.join(missing)}, {images:,} images, {_size(missing)}")
+
+
+def _size(caches: dict[str, Cache]) -> str:
+    return feature_files.gibibytes(sum(cache.files.size for cache in caches.values()))
 
 
 def _compute(run: Run, split: str, cache: Cache, encode: features.Encode, batch_size: int) -> None:
@@ -241,7 +250,7 @@ def _compute(run: Run, split: str, cache: Cache, encode: features.Encode, batch_
 
     hidden = run.quiet or not sys.stderr.isatty()
     with tqdm(
-        desc=f"features of {split}", total=cache.records, unit="image", disable=hidden
+        desc=f"features of {split}", total=cache.files.records, unit="image", disable=hidden
     ) as bar:
         features.write(
             cache,
@@ -252,7 +261,17 @@ def _compute(run: Run, split: str, cache: Cache, encode: features.Encode, batch_
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             tick=bar.update,
+            agree=_of_the_first,
         )
+
+
+def _of_the_first(value: Any) -> Any:
+    """An array or number as process 0 has it: others may see the files at another moment."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(value)
 
 
 def _wait_for_all() -> None:

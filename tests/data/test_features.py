@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mlclip_jax.data import features
+from mlclip_jax.data import feature_files, features
 from mlclip_jax.data.augment import Augment, recipe
 from mlclip_jax.data.captions import Captioned
 from mlclip_jax.data.features import CacheConfig
@@ -94,13 +94,13 @@ def written(folder, source=None, *, max_unreadable=10, batch_size=4, **fields):
 @pytest.fixture
 def small_files(monkeypatch):
     """Three records of float32 features in a file."""
-    monkeypatch.setattr(features, "_FILE_BYTES", 3 * 4 * 30)
+    monkeypatch.setattr(feature_files, "_FILE_BYTES", 3 * 4 * 30)
 
 
 def test_features_come_back_with_labels_and_without_images(tmp_path, small_files):
     source = Noise()
     cache = written(tmp_path, source)
-    assert len(cache.files()) == 4 and cache.size == 10 * 4 * 30
+    assert len(cache.files.paths()) == 4 and cache.files.size == 10 * 4 * 30
     source.opened.clear()
     opened = cache.open()
     assert len(opened) == 10
@@ -119,9 +119,9 @@ def test_features_come_back_with_labels_and_without_images(tmp_path, small_files
 def test_size_is_that_of_the_records(tmp_path):
     for dtype, size in (("float32", 120), ("bfloat16", 60), ("int8", 30 + 4 * 5)):
         cache = written(tmp_path, dtype=dtype)
-        assert cache.record_bytes == size
-        on_disk = sum(path.stat().st_size for path, _ in cache.files())
-        assert cache.size <= on_disk < cache.size + 2**17 + 64 * 10  # ArrayRecord's own
+        assert cache.files.record_bytes == size
+        on_disk = sum(path.stat().st_size for path, _ in cache.files.paths())
+        assert cache.files.size <= on_disk < cache.files.size + 2**17 + 64 * 10  # ArrayRecord's own
 
 
 def test_bfloat16_and_int8_are_close(tmp_path):
@@ -167,7 +167,7 @@ def test_workers_read_the_cache(tmp_path):
 def test_views_are_augmented_and_epochs_draw_among_them(tmp_path):
     source = Noise(augment="upside down")
     cache = written(tmp_path, source, views=4, flip=True, seed=5)
-    assert cache.records == 40
+    assert cache.files.records == 40
     opened = cache.open()
     first = opened[2]["features"]["pooled"]
     image = source[2]["image"]
@@ -179,8 +179,8 @@ def test_views_are_augmented_and_epochs_draw_among_them(tmp_path):
         seen.add(match)
     assert len(seen) > 1 and any(np.allclose(first, v, rtol=1e-5) for v in variants)
     # Evaluation sees images as they are, and shares its cache with training that changes nothing.
-    assert make(tmp_path, source, train=False).folder == make(tmp_path).folder
-    assert make(tmp_path, source).folder != make(tmp_path).folder
+    assert make(tmp_path, source, train=False).files.folder == make(tmp_path).files.folder
+    assert make(tmp_path, source).files.folder != make(tmp_path).files.folder
     with pytest.raises(UserError, match=r"cache\.views' is 2, but nothing changes"):
         make(tmp_path, views=2)
 
@@ -200,8 +200,8 @@ def test_all_that_decides_features_is_in_the_key(tmp_path):
         make(tmp_path, random, seed=1),
         make(tmp_path, Noise(augment="y")),
     ]
-    assert len({cache.folder for cache in caches}) == len(caches)
-    assert make(tmp_path, seed=7).folder == caches[0].folder  # nothing is random there
+    assert len({cache.files.folder for cache in caches}) == len(caches)
+    assert make(tmp_path, seed=7).files.folder == caches[0].files.folder  # nothing is random there
 
 
 @pytest.mark.parametrize("fail_at", [0, 4, 9])
@@ -211,10 +211,10 @@ def test_a_killed_run_goes_on(tmp_path, small_files, fail_at):
     broken = replace(cache, images=replace(cache.images, source=Noise(fail_at=fail_at)))
     with pytest.raises(KeyboardInterrupt):
         features.write(broken, encode, batch_size=1)
-    assert not cache.ready()
+    assert not cache.files.ready()
     with pytest.raises(UserError, match="are not complete"):
         cache.open()
-    kept = {path: path.stat().st_mtime_ns for path, _ in cache.files() if path.is_file()}
+    kept = {path: path.stat().st_mtime_ns for path, _ in cache.files.paths() if path.is_file()}
     assert len(kept) == max(0, fail_at - 1) // 3
     source.opened.clear()
     ticks = []
@@ -223,16 +223,16 @@ def test_a_killed_run_goes_on(tmp_path, small_files, fail_at):
     assert min(source.opened) == 3 * len(kept)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     whole = written(tmp_path / "whole")
-    for (path, _), (other, _) in zip(cache.files(), whole.files(), strict=True):
+    for (path, _), (other, _) in zip(cache.files.paths(), whole.files.paths(), strict=True):
         assert path.read_bytes() == other.read_bytes()
-    assert not list(cache.folder.glob("*.part"))
+    assert not list(cache.files.folder.glob("*.part"))
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "note", "other key", "no note"])
 def test_a_damaged_cache_is_not_used(tmp_path, small_files, damage):
     cache = written(tmp_path)
     expected = [cache.open()[i]["features"]["pooled"].tolist() for i in range(10)]
-    path, note = cache.files()[1][0], cache.folder / "cache.json"
+    path, note = cache.files.paths()[1][0], cache.files.folder / "cache.json"
     if damage == "missing":
         path.unlink()
     elif damage == "short":
@@ -243,14 +243,14 @@ def test_a_damaged_cache_is_not_used(tmp_path, small_files, damage):
         note.write_text(note.read_text().replace('"a"', '"b"'))
     else:
         note.unlink()
-    assert not cache.ready()
+    assert not cache.files.ready()
     features.write(cache, encode, batch_size=4)
     assert [cache.open()[i]["features"]["pooled"].tolist() for i in range(10)] == expected
 
 
 def test_changed_bytes_are_noticed(tmp_path):
     cache = written(tmp_path)
-    path = cache.files()[0][0]
+    path = cache.files.paths()[0][0]
     content = bytearray(path.read_bytes())
     record = cache.open()[4]["features"]["tokens"].tobytes()
     at = bytes(content).index(record)
@@ -280,22 +280,24 @@ def test_unreadable_images_are_passed_over_and_counted(tmp_path, caplog):
 
 def test_one_writer_at_a_time(tmp_path):
     cache = make(tmp_path)
-    cache.folder.mkdir()
-    with (cache.folder / ".lock").open("w") as file:
+    cache.files.folder.mkdir()
+    with (cache.files.folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another run is writing the image features"):
             features.write(cache, encode, batch_size=4)
     features.write(cache, encode, batch_size=4)
-    assert cache.ready()
+    assert cache.files.ready()
 
 
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: type("U", (), {"free": 1100}))
+    monkeypatch.setattr(
+        feature_files.shutil, "disk_usage", lambda folder: type("U", (), {"free": 1100})
+    )
     cache = make(tmp_path)
     with pytest.raises(UserError, match=r"image features need 0\.00114 MiB more in .*where 0\.00"):
-        features.check_space([cache], tmp_path / "new")
+        feature_files.check_space([cache.files], tmp_path / "new")
     assert (tmp_path / "new").is_dir()
-    features.check_space([written(tmp_path)], tmp_path)  # nothing more is needed
+    feature_files.check_space([written(tmp_path).files], tmp_path)  # nothing more is needed
 
 
 def test_two_processes_write_what_one_does(tmp_path):
@@ -311,7 +313,7 @@ def test_two_processes_write_what_one_does(tmp_path):
 
     features.write(cache, together, batch_size=4, process_index=0, process_count=2)
     one = written(tmp_path / "one")
-    assert cache.files()[0][0].read_bytes() == one.files()[0][0].read_bytes()
+    assert cache.files.paths()[0][0].read_bytes() == one.files.paths()[0][0].read_bytes()
 
     calls = iter(zip(*shares, strict=True))
 
@@ -320,22 +322,22 @@ def test_two_processes_write_what_one_does(tmp_path):
 
     idle = make(tmp_path / "idle")
     features.write(idle, second, batch_size=4, process_index=1, process_count=2)
-    assert not idle.folder.exists() and next(calls, None) is None
+    assert not idle.files.folder.exists() and next(calls, None) is None
 
 
 def test_sources_of_the_library_can_be_cached(tmp_path):
     scenes = [Scenes("train", 12, view=view) for view in ("full", "single_positive")]
-    folders = {make(tmp_path, source).folder for source in scenes}
+    folders = {make(tmp_path, source).files.folder for source in scenes}
     assert len(folders) == 1  # labels do not matter
     for other in (
         Scenes("test", 12),
         Scenes("train", 12, seed=1),
         Scenes("train", 12, image_size=32),
     ):
-        assert make(tmp_path, other).folder not in folders
+        assert make(tmp_path, other).files.folder not in folders
     tokens = np.arange(24, dtype=np.int32).reshape(12, 2)
     captioned = Captioned(scenes[0], tokens)
-    assert make(tmp_path, captioned).folder in folders
+    assert make(tmp_path, captioned).files.folder in folders
     example = captioned.annotations(3)
     assert example["caption_tokens"].tolist() == [6, 7] and example["index"] == 3
 
@@ -359,18 +361,22 @@ def test_sources_of_the_library_can_be_cached(tmp_path):
         return ImageSource(manifest, labels, Reader(), transform)
 
     plain = make(tmp_path, images())
-    assert make(tmp_path, images("flip")).folder == plain.folder  # the flag says so, not the recipe
+    assert (
+        make(tmp_path, images("flip")).files.folder == plain.files.folder
+    )  # the flag says so, not the recipe
     others = [
         images("flip_rrc"),
         images(rows=(0, 1)),
         images(mode="squash"),
         images(fast_decode=True),
     ]
-    assert len({make(tmp_path, source).folder for source in others} | {plain.folder}) == 5
+    assert (
+        len({make(tmp_path, source).files.folder for source in others} | {plain.files.folder}) == 5
+    )
     with pytest.raises(UserError, match="images of list cannot be told from others"):
         make(tmp_path, [1, 2, 3])
 
 
 def test_note_is_readable(tmp_path):
-    note = json.loads((written(tmp_path).folder / "cache.json").read_text())
+    note = json.loads((written(tmp_path).files.folder / "cache.json").read_text())
     assert note["key"]["encoder"] == {"weights": "a"} and note["key"]["dtype"] == "float32"

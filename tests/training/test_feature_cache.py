@@ -12,7 +12,7 @@ import toys
 from toys import toy_world  # noqa: F401  (a fixture)
 
 from mlclip_jax.clip import ImageFeatures
-from mlclip_jax.data import features, registry
+from mlclip_jax.data import feature_files, features, registry
 from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.registry import DataSplits
 from mlclip_jax.errors import UserError
@@ -174,7 +174,7 @@ def test_smaller_types_train_about_the_same(tmp_path, world, dtype, tolerance):
 
 
 def test_views_are_flipped_ahead(tmp_path, world):
-    data = {"name": "blocks", "augment_flip": True}
+    data = {"name": "blocks", "mirrored": True}
     cache = {"folder": str(tmp_path / "cache"), "views": 3}
     run(tmp_path / "a", config("", data=data, cache=cache))
     assert len(world) == 3 * 40 + 12
@@ -211,7 +211,7 @@ def test_resumed_equals_uninterrupted(tmp_path, world):
 
 
 def test_a_killed_computation_goes_on(tmp_path, world, monkeypatch):
-    monkeypatch.setattr(features, "_FILE_BYTES", 64 * 5)  # five images
+    monkeypatch.setattr(feature_files, "_FILE_BYTES", 64 * 5)  # five images
     settings = config(tmp_path / "cache")
     original = feature_cache.shard_batch
     calls = []
