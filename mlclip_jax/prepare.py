@@ -5,8 +5,9 @@
     python -m mlclip_jax.prepare voc --parts=train2012 --tfds=tensorflow_datasets/voc/2012/5.0.0 ...
 
 All images are opened on the way. A run that was interrupted is continued by the same command; one
-that is done does nothing. Then set data.data_dir to the same folder. The raw folder itself can be
-given there too: preparing makes reading faster and finds damaged images before training does.
+that is done does nothing. Published lists among the raw files are copied. Then set data.data_dir
+to the same folder. The raw folder itself can be given there too: preparing makes reading faster
+and finds damaged images before training does.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def run(options: argparse.Namespace) -> int:
     for part in chosen:
         done = _prepare(options, corpus, part)
         print(f"{corpus}/{part}: {_told(done)}")
+    if options.raw is not None:
+        from mlclip_jax.data import builders
+
+        for name in builders.copy_lists(corpus, options.raw, options.data_dir):
+            print(f"{corpus}: copied the list {name}")
     print(f"ready: set data.data_dir={options.data_dir}")
     return 0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from mlclip_jax.data.protocols import Labels, SparseTargets
 from mlclip_jax.data.raw import lists, nuswide
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels import matching
+from mlclip_jax.labels.matching import Matching
 from mlclip_jax.labels.space import LabelSpace
 
 _LABELS = ("positives", "negatives", "difficult")
-_LOG = logging.getLogger(__name__)
 _DENSE_BYTES = 1 << 29  # above it targets are made row by row
 
 
@@ -154,8 +153,10 @@ def label(
     split = getattr(benchmark, name)
     if split.listed:
         # Validation images are held out of the training list.
-        path = Path(files.lists.get(name.replace("validation", "train")) or folder / split.listed)
-        labels = Labels(*lists.apply(manifest, _read_list(benchmark, split, path, manifest.space)))
+        kind = name.replace("validation", "train")
+        path = Path(files.lists.get(kind) or folder / split.listed)
+        listed = _read_list(benchmark, split, path, manifest.space, f"data.{kind}_list")
+        labels = Labels(*lists.apply(manifest, listed))
     else:
         labels = Labels(_targets(manifest, split), np.arange(len(manifest)))
     labels = protocols.apply(split.view, labels, subsets=manifest.space.subsets, keys=manifest.keys)
@@ -167,14 +168,20 @@ def label(
     return LabelledPart(manifest, labels, split.corpus, split.part, folder)
 
 
-def _read_list(benchmark: Benchmark, split: Split, path: Path, space: LabelSpace) -> lists.Listed:
-    if not path.is_file():
-        raise UserError(
-            f"{benchmark.name} takes its images and labels from {split.listed}, and there is no "
-            f"{path}: put the published file there, or set data.train_list or data.test_list"
-        )
+def _read_list(
+    benchmark: Benchmark, split: Split, path: Path, space: LabelSpace, key: str
+) -> lists.Listed:
+    labels = path.with_name(benchmarks.array_of_labels(path.name))
+    for file in (path, labels):
+        if not file.is_file():
+            raise UserError(
+                f"{benchmark.name} takes its images and labels from the published "
+                f"{' and '.join(split.list_files)}, and there is no {file}: put it there, or among "
+                "the raw files before `mlclip prepare`, which copies it, or anywhere with "
+                f"{key}=FILE"
+            )
     if path.suffix == ".npy":
-        return lists.read_arrays(path, path.with_name(path.name.replace("images", "labels")), space)
+        return lists.read_arrays(path, labels, space)
     return lists.read_text(path, space, complete=split.complete)
 
 
@@ -184,23 +191,17 @@ def _targets(manifest: Manifest, split: Split) -> np.ndarray | SparseTargets:
     return SparseTargets(manifest.positives, manifest.negatives, len(manifest.space))
 
 
-def without_overlap(
-    benchmark: Benchmark, train: LabelSpace, evaluated: LabelSpace, aliases: str = ""
-) -> tuple[LabelSpace, LabelSpace]:
-    """The spaces of a benchmark that trains on other labels than it evaluates; logs what matches.
+def match(train: LabelSpace, evaluated: LabelSpace, aliases: str = "") -> Matching:
+    """Which labels of training and evaluation mean the same.
 
     Args:
-      benchmark: one with `drop_from`.
-      train, evaluated: its spaces, with their names.
+      train, evaluated: the spaces, with their names.
       aliases: YAML file of further names (`labels.matching.read_aliases`), "" for none.
 
     Raises:
-      UserError: the aliases cannot be read or used, or no label would be left.
+      UserError: the aliases cannot be read or used.
     """
-    names = matching.read_aliases(aliases) if aliases else None
-    found = matching.match(train, evaluated, names)
-    _LOG.info("%s: %s", benchmark.name, found.report())
-    return matching.without_overlap(found, benchmark.drop_from)
+    return matching.match(train, evaluated, matching.read_aliases(aliases) if aliases else None)
 
 
 def restrict(part: LabelledPart, space: LabelSpace, *, require_positive: bool) -> LabelledPart:
@@ -210,9 +211,18 @@ def restrict(part: LabelledPart, space: LabelSpace, *, require_positive: bool) -
       part: whose images and labels.
       space: its ids are among the part's.
       require_positive: whether images without a positive among them are left out.
+
+    Raises:
+      UserError: the part has not one of the labels.
     """
     if space.ids == part.manifest.space.ids:
         return part
+    if unknown := set(space.ids) - set(part.manifest.space.ids):
+        name = space.names[space.ids.index(min(unknown))]
+        raise UserError(
+            f"{part.manifest.name} in {part.folder} has not the label {name!r} of {space.name!r}: "
+            "is it the data of this run?"
+        )
     manifest, labels = select_labels(part.manifest, space), part.labels
     if labels.sparse:
         targets = SparseTargets(manifest.positives, manifest.negatives, len(space))[labels.index]

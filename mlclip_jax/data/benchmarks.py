@@ -54,6 +54,12 @@ class Split:
     difficult: Literal["positive", "negative", "ignore"] = "positive"
     labels: Literal["own", "seen", "joined"] = "own"
 
+    @property
+    def list_files(self) -> tuple[str, ...]:
+        """Names of the published files of its images and labels: none, a list or two arrays."""
+        names = self.listed, array_of_labels(self.listed)
+        return tuple(dict.fromkeys(filter(None, names)))
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -347,9 +353,20 @@ def needs(benchmark: Benchmark) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for split in (benchmark.train, *benchmark.splits.values()):
         files = found.setdefault(split.corpus, [CORPORA[split.corpus]])
-        if split.listed and split.listed not in files:
-            files.append(split.listed)
+        files += [name for name in split.list_files if name not in files]
     return {corpus: "; ".join(files) for corpus, files in found.items()}
+
+
+def array_of_labels(images: str) -> str:
+    """Name of the array of labels that belongs to an array of images; of a list, its own."""
+    return images.replace("images", "labels") if images.endswith(".npy") else images
+
+
+def list_files(corpus: str) -> list[str]:
+    """Names of all published lists, captions among them, that a folder of a corpus may hold."""
+    splits = [s for b in _BENCHMARKS.values() for s in (b.train, *b.splits.values())]
+    names = [{*split.list_files, split.captions} for split in splits if split.corpus == corpus]
+    return sorted(set().union(*names) - {""})
 
 
 def known(name: str) -> bool:

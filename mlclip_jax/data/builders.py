@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mlclip_jax.data import sources
+from mlclip_jax.data import benchmarks, sources
 from mlclip_jax.data.assemble import manifest_path
 from mlclip_jax.data.manifest import Manifest
 from mlclip_jax.data.transforms import ImageError, Preprocess
@@ -207,6 +207,25 @@ def prepare(
     kept.save(manifest_path(folder, part))
     shutil.rmtree(work)
     return Prepared(final, len(kept), len(left_out), written=True)
+
+
+def copy_lists(corpus: str, raw: Path, data_dir: Path) -> list[str]:
+    """Copies the published lists among the raw files of a corpus to its prepared folder.
+
+    Returns:
+      Their names.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    found = [name for name in benchmarks.list_files(corpus) if (raw / name).is_file()]
+    folder = data_dir / corpus
+    make_folder(folder)
+    for name in found:
+        part = folder / f"{name}.part"
+        shutil.copyfile(raw / name, part)
+        part.replace(folder / name)
+    return found
 
 
 def _digest(manifest: Manifest) -> str:

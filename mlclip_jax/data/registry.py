@@ -7,7 +7,6 @@ Datasets are "scenes", which ships with the package, "custom", a folder of one's
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,116 +15,20 @@ from typing import Any
 import numpy as np
 
 from mlclip_jax.data import assemble, benchmarks, protocols
-from mlclip_jax.data.assemble import Files, LabelledPart
+from mlclip_jax.data.assemble import LabelledPart
 from mlclip_jax.data.benchmarks import Benchmark, Split
 from mlclip_jax.data.manifest import Manifest
-from mlclip_jax.data.pipeline import MAX_UNREADABLE, Source
+from mlclip_jax.data.pipeline import Source
 from mlclip_jax.data.scenes import Scenes
-from mlclip_jax.data.sources import ImageConfig, open_images
-from mlclip_jax.data.transforms import Preprocess
+from mlclip_jax.data.settings import BenchmarkConfig, CustomConfig, DataConfig, ScenesConfig
+from mlclip_jax.data.sources import open_images
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
-from mlclip_jax.labels import catalog
+from mlclip_jax.labels import catalog, matching
+from mlclip_jax.labels.matching import Matching
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.labels.taxonomies import NameFeatures, regroup
 from mlclip_jax.spec import unknown
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Settings that every dataset has.
-
-    Attributes:
-      num_workers: processes that prepare batches; 0 does it in threads of this one.
-      taxonomy: groups of the labels: "own", "none", "cluster", "cluster(12, seed=1)", "random",
-        "renamed" or a YAML file (`labels.taxonomies.regroup`).
-      max_unreadable: different training images that may be passed over because they cannot be read.
-    """
-
-    num_workers: int = 0
-    taxonomy: str = "own"
-    max_unreadable: int = MAX_UNREADABLE
-
-    @property
-    def flip(self) -> bool:
-        """Whether the training step mirrors each image with probability one half."""
-        return False
-
-    def preprocess(self, size: int) -> Preprocess:
-        """How evaluation and serving bring an image to `size` pixels a side."""
-        return Preprocess(size)
-
-
-@dataclass(frozen=True)
-class ScenesConfig(DataConfig):
-    """Settings of Scenes.
-
-    Attributes:
-      train_view: what the training labels show, e.g. "single_positive" or "partial(0.1)".
-      num_train, num_validation, num_test: scenes in each split.
-      seed: of the scenes and views.
-      image_size: pixels of a side; None takes the backbone's.
-      augment_flip: mirror each training image with probability one half.
-    """
-
-    train_view: str = "full"
-    num_train: int = 2000
-    num_validation: int = 500
-    num_test: int = 1000
-    seed: int = 0
-    image_size: int | None = None
-    augment_flip: bool = False
-
-    @property
-    def flip(self) -> bool:
-        """As `augment_flip` says."""
-        return self.augment_flip
-
-
-@dataclass(frozen=True)
-class CustomConfig(ImageConfig, DataConfig):
-    """Settings of a folder of one's own images, beside those of `ImageConfig`.
-
-    Attributes:
-      data_dir: the folder, with labels.csv or labels.jsonl.
-      train_view: what the training labels show.
-      seed: of the view.
-    """
-
-    data_dir: str = ""
-    train_view: str = "full"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig(ImageConfig, DataConfig):
-    """Settings of a published benchmark (`data.benchmarks`), beside those of `ImageConfig`.
-
-    Attributes:
-      data_dir: folder of its images and annotations, raw or prepared; for a benchmark of several
-        corpora the folder that holds theirs, each by its name.
-      names_file: names of the labels in their order, one a line, in place of the published ones.
-      train_list, test_list, captions_list: published lists that it takes images, labels and
-        captions from, where they are not in the folder of the corpus under their published names.
-      aliases: YAML file of further names by which labels of training and evaluation are matched.
-      check_sizes: whether another number of images than the published one is an error.
-    """
-
-    data_dir: str = ""
-    names_file: str = ""
-    train_list: str = ""
-    test_list: str = ""
-    captions_list: str = ""
-    aliases: str = ""
-    check_sizes: bool = True
-
-    @property
-    def files(self) -> Files:
-        """Where the files are."""
-        lists = {"train": self.train_list, "test": self.test_list, "captions": self.captions_list}
-        return Files(self.data_dir, lists)
 
 
 @dataclass(frozen=True)
@@ -141,6 +44,7 @@ class DataSplits:
       train_space: labels of the training examples where they are others than those of evaluation
         (zero-shot, single to several labels).
       fingerprints: SHA-256 of images and labels by split, of data read from files.
+      matching: where labels of training and evaluation are matched by name, what was found.
     """
 
     train: Source
@@ -150,6 +54,26 @@ class DataSplits:
     protocol: str = "multi_label"
     train_space: LabelSpace | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    matching: Matching | None = None
+
+    def report(self, *, short: bool = False) -> str:
+        """What was read from files, a line for each split, then the labels that match; "" if none.
+
+        To be read before a run: whether these are the images and labels that were meant.
+
+        Args:
+          short: twelve digits of each fingerprint, and how many labels match, not which.
+        """
+        lines = []
+        for split, digest in self.fingerprints.items():
+            source = self.train if split == "train" else self.evals[split]
+            space = self.train_space if split == "train" and self.train_space else self.space
+            digest = digest[:12] if short else digest
+            lines.append(f"{split}: {len(source):,} images, {len(space):,} labels, sha256 {digest}")
+        if self.matching is not None:
+            matches = self.matching.report()
+            lines.append(matches.partition(":\n")[0] if short else matches)
+        return "\n".join(lines)
 
     def train_counts(self) -> np.ndarray | None:
         """Training positives of each class of `space`, int64 [c]: 0 of classes that are unseen.
@@ -207,17 +131,30 @@ def _custom_labels(config: CustomConfig) -> LabelledPart:
     return replace(part, labels=labels)
 
 
-def _load_custom(config: CustomConfig, image_size: int, splits: Sequence[str]) -> DataSplits:
-    """The user's own images."""
-    parts = {split: _custom_part(config, split) for split in splits}
-    return _open_images(_custom_labels(config), parts, config, image_size)
+def _load_custom(
+    config: CustomConfig,
+    image_size: int,
+    splits: Sequence[str],
+    trained: LabelSpace | None = None,
+) -> DataSplits:
+    """The user's own images, over the labels `trained` where a run has them already."""
+    parts = {"train": _custom_labels(config)}
+    parts |= {split: _custom_part(config, split) for split in splits}
+    if trained is not None:
+        for split, part in parts.items():
+            parts[split] = assemble.restrict(part, trained, require_positive=False)
+    return _open_images(parts.pop("train"), parts, config, image_size)
 
 
 def _load_benchmark(
-    benchmark: Benchmark, config: BenchmarkConfig, image_size: int, splits: Sequence[str]
+    benchmark: Benchmark,
+    config: BenchmarkConfig,
+    image_size: int,
+    splits: Sequence[str],
+    trained: LabelSpace | None = None,
 ) -> DataSplits:
-    """The published splits."""
-    if benchmark.names == "user" and not config.names_file:
+    """The published splits, over the labels `trained` where a run has them already."""
+    if benchmark.names == "user" and not (config.names_file or trained):
         raise UserError(
             f"{benchmark.name} is published without class names: write them to a file, one a line "
             "in the order of their indices, and set data.names_file"
@@ -226,7 +163,7 @@ def _load_benchmark(
         if split not in benchmark.splits:
             raise unknown(f"split of {benchmark.name}", split, benchmark.splits)
     opened = _opener(benchmark, config)
-    train_space, space = _spaces(benchmark, config, opened)
+    train_space, space, found = _spaces(benchmark, config, opened, trained)
     parts = {}
     for name in ("train", *splits):
         manifest, folder = opened(getattr(benchmark, name))
@@ -237,7 +174,8 @@ def _load_benchmark(
         own = train_space if train and train_space else space
         parts[name] = assemble.restrict(part, own, require_positive=train)
     data = _open_images(parts.pop("train"), parts, config, image_size)
-    return replace(data, space=space, train_space=train_space, protocol=benchmark.protocol)
+    data = replace(data, space=space, train_space=train_space, matching=found)
+    return replace(data, protocol=benchmark.protocol)
 
 
 _Opener = Callable[[Split], tuple[Manifest, Path]]
@@ -257,24 +195,32 @@ def _opener(benchmark: Benchmark, config: BenchmarkConfig) -> _Opener:
 
 
 def _spaces(
-    benchmark: Benchmark, config: BenchmarkConfig, opened: _Opener
-) -> tuple[LabelSpace | None, LabelSpace]:
-    """The labels of training, None where they are those of evaluation, and of evaluation."""
+    benchmark: Benchmark,
+    config: BenchmarkConfig,
+    opened: _Opener,
+    trained: LabelSpace | None = None,
+) -> tuple[LabelSpace | None, LabelSpace, Matching | None]:
+    """The labels of training, None where they are those of evaluation, and of evaluation.
+
+    Also how they match, where labels that both have may be left out. Of a run, its own labels of
+    evaluation are `trained`; nothing is matched then, nor left out of those of training.
+    """
 
     def read(make: Callable[[], LabelSpace], split: Split) -> LabelSpace:
         return opened(split)[0].space if config.data_dir else make()
 
-    space = benchmark.space()
-    if benchmark.names == "files":
+    space = trained or benchmark.space()
+    if trained is None and benchmark.names == "files":
         space = read(benchmark.space, benchmark.test)
-    if config.names_file:
+    if trained is None and config.names_file:
         space = catalog.with_names(space, config.names_file)
     if benchmark.train_space is None:
-        return None, space
+        return None, space, None
     train = read(benchmark.train_space, benchmark.train)
-    if benchmark.drop_from is not None and config.data_dir:  # stand-ins match nothing
-        return assemble.without_overlap(benchmark, train, space, config.aliases)
-    return train, space
+    if trained or benchmark.drop_from is None or not config.data_dir:  # stand-ins match nothing
+        return train, space, None
+    found = assemble.match(train, space, config.aliases)
+    return *matching.without_overlap(found, benchmark.drop_from), found
 
 
 def _open_images(
@@ -284,17 +230,13 @@ def _open_images(
     image_size: int,
 ) -> DataSplits:
     """Labelled parts with their images."""
-    fingerprints = {}
-    for split, part in {"train": train, **evals}.items():
-        fingerprints[split] = part.fingerprint()
-        count, name = len(part.labels.index), part.manifest.name
-        _LOG.info("%s: %d images of %s, sha256 %s", split, count, name, fingerprints[split])
+    parts = {"train": train, **evals}
     return DataSplits(
         open_images(train, config, image_size, train=True),
         {name: open_images(part, config, image_size, train=False) for name, part in evals.items()},
         train.manifest.space,
         config,
-        fingerprints=fingerprints,
+        fingerprints={split: part.fingerprint() for split, part in parts.items()},
     )
 
 
@@ -343,14 +285,17 @@ def load(
       splits: evaluation splits to open.
       name_features: features of label names, which a taxonomy of clusters needs.
       space: labels of a trained run, whose names and groups are taken as they are: the files that
-        once gave them are not read again.
+        once gave them (`names_file`, `aliases`, `taxonomy`) are not read again.
 
     Raises:
-      UserError: unknown dataset, setting, split or taxonomy.
+      UserError: unknown dataset, setting, split or taxonomy, or data without the labels of `space`.
       ValueError: clusters without `name_features`.
     """
     name, fields = settings(config)
-    data = _find(name)[1](fields, image_size, splits)
+    load_splits = _find(name)[1]
+    if isinstance(fields, CustomConfig | BenchmarkConfig):  # their labels may come from files
+        load_splits = functools.partial(load_splits, trained=space)
+    data = load_splits(fields, image_size, splits)
     if space is not None:
         return replace(data, space=space)
     space, train_space = (
@@ -388,7 +333,7 @@ def label_spaces(
         train, space = None, _custom_part(fields, "train").manifest.space
     elif isinstance(fields, BenchmarkConfig):
         benchmark = benchmarks.resolve(name)
-        train, space = _spaces(benchmark, fields, _opener(benchmark, fields))
+        train, space, _ = _spaces(benchmark, fields, _opener(benchmark, fields))
     else:
         train, space = None, _find(name)[2]()
     space = regroup(space, fields.taxonomy, name_features)

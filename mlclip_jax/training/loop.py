@@ -36,6 +36,9 @@ from mlclip_jax.training.step import all_leaves, init_state
 from mlclip_jax.training.table import parameter_table
 from mlclip_jax.training.writers import MetricWriter
 
+#: What was read from files: `registry.DataSplits.report`.
+DATA_FILE = "data.txt"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -75,7 +78,8 @@ def fit(
 
     Args:
       config: a config dictionary or its parsed form.
-      workdir: gets checkpoints, `metrics.jsonl` and TensorBoard files.
+      workdir: gets checkpoints, `metrics.jsonl`, TensorBoard files and, of data that are read from
+        files, `data.txt`, which says what they are.
       mesh: devices to train on; None takes all.
       quiet: print nothing.
 
@@ -129,6 +133,10 @@ def fit(
                 print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
         writer = MetricWriter(workdir, step=steps[-1] if steps else 0, enabled=main)
         run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet)
+        if report := data.report():
+            run.say(data.report(short=True))
+            if main:
+                (workdir / DATA_FILE).write_text(f"{report}\n", encoding="utf-8")
 
         # ---- Stages --------------------------------------------------------------------------
         try:

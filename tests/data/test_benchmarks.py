@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import numpy as np
 import pytest
@@ -161,9 +160,9 @@ def load(monkeypatch):
     """Loads a benchmark without images: the sources are the labelled parts."""
     monkeypatch.setattr(registry, "open_images", lambda part, *_, **__: part)
 
-    def load(name, folder, splits=("test",), **more):
+    def load(name, folder, splits=("test",), trained=None, **more):
         config = {"name": name, "data_dir": str(folder), "check_sizes": False, **more}
-        return registry.load(config, image_size=224, splits=splits)
+        return registry.load(config, image_size=224, splits=splits, space=trained)
 
     return load
 
@@ -209,7 +208,8 @@ def test_fixed_lists_beside_the_corpus_or_anywhere(tmp_path, load):
     text = "COCO_train2014_000000000057.jpg,0\nCOCO_train2014_000000480023.jpg, 51"
     raw_folders.write_text(elsewhere, text)
     with pytest.raises(
-        UserError, match=r"from coco_train_singlelabel\.txt, and there is no .*coco"
+        UserError,
+        match=r"coco_train_singlelabel\.txt, and there is no .*coco.*data\.train_list=FILE",
     ):
         load("coco_spml_splc", tmp_path)
     for more in ({"train_list": str(elsewhere)}, {}):
@@ -334,9 +334,13 @@ def test_cub_and_vg(tmp_path, load):
     data = load("vg200_partial(1)", tmp_path, names_file=str(path))
     assert data.space.prompt_names[0] == "thing 0" and len(data.train.labels.index) == 4
     assert positives(data.train)[0] == [3, 17]
+    path.unlink()  # a trained run has the names
+    for names_file in ("", str(path)):
+        again = load("vg200_partial(1)", tmp_path, names_file=names_file, trained=data.space)
+        assert again.space == data.space and positives(again.train)[0] == [3, 17]
 
 
-def test_single_to_multi(tmp_path, load, caplog):
+def test_single_to_multi(tmp_path, load):
     raw_folders_more.imagenet(tmp_path / "imagenet")
     raw_folders_more.nuswide(tmp_path / "nuswide")
     raw_folders.coco(tmp_path / "coco")
@@ -347,9 +351,8 @@ def test_single_to_multi(tmp_path, load, caplog):
     assert [len(whole.train_space), len(whole.space)] == [3, 81]
     assert len(whole.train.labels.index) == 7 and whole.train_space.ids[0] == "n01440764"
     np.testing.assert_array_equal((whole.train.labels.targets > 0).sum(1), 1)
-    with caplog.at_level(logging.INFO):
-        less = load("imagenet_to_nus(drop_from='train')", tmp_path, aliases=str(aliases))
-    assert "  fish = tench, Tinca tinca (n01440764), by 'tench'" in caplog.text
+    less = load("imagenet_to_nus(drop_from='train')", tmp_path, aliases=str(aliases))
+    assert "  fish = tench, Tinca tinca (n01440764), by 'tench'" in less.matching.report()
     assert less.train_space.ids == ("n03126707",) and len(less.space) == 81
     assert less.train.labels.targets.tolist() == [[1], [1]]
     assert all("n03126707" in key for key in keys(less.train))
@@ -364,6 +367,14 @@ def test_single_to_multi(tmp_path, load, caplog):
     raw_folders_more.nuswide(tmp_path / "21k" / "nuswide")
     large = load("imagenet21k_to_nus", tmp_path / "21k")
     assert len(large.train_space) == 2
+
+    aliases.unlink()  # a trained run has the labels that are left
+    name = "imagenet_to_nus(drop_from='eval')"
+    again = load(name, tmp_path, aliases=str(aliases), trained=eval_less.space)
+    assert again.space == eval_less.space and again.matching is None
+    assert (
+        again.fingerprints["test"] == eval_less.fingerprints["test"] != whole.fingerprints["test"]
+    )
 
 
 def test_prepared_manifests_go_first(tmp_path, load):
@@ -389,6 +400,14 @@ def test_custom_images(tmp_path, load, monkeypatch):
     raw_folders.custom(tmp_path)
     config = {"name": "custom", "data_dir": str(tmp_path), "train_view": "single_positive"}
     data = registry.load(config, image_size=224, splits=("test",))
+    # Labels of a run in another order, and one that these images have not.
+    order = data.space.select([2, 0, 1])
+    again = registry.load(config, image_size=224, splits=("test",), space=order)
+    np.testing.assert_array_equal(
+        again.evals["test"].labels.targets, data.evals["test"].labels.targets[:, [2, 0, 1]]
+    )
+    with pytest.raises(UserError, match=r"custom/train in .* has not the label 'aeroplane'"):
+        registry.load(config, image_size=224, splits=("test",), space=catalog.voc())
     assert data.space == registry.label_space(config) and data.protocol == "multi_label"
     assert (data.train.labels.targets.sum(1) <= 1).all()
     assert len(data.train.labels.index) == registry.num_train(config)

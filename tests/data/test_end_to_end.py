@@ -101,24 +101,29 @@ def test_from_the_download_to_a_report(tmp_path, mlclip, name, file, corpora, se
     for corpus, named in corpora.items():
         raw = tmp_path / "raw" / corpus
         lists = download(raw, corpus, named)
-        mlclip("prepare", named, f"--raw={raw}", f"--data_dir={prepared}")
         for path, text in lists.items():
-            raw_folders.write_text(prepared / corpus / path, text)
+            raw_folders.write_text(raw / path, text)
+        mlclip("prepare", named, f"--raw={raw}", f"--data_dir={prepared}")
 
     settings = {"data.data_dir": prepared, **(SMALL if file else {"data.name": name}), **settings}
     if name != "custom":
         settings["data.check_sizes"] = False
     if "vg" in corpora:
-        settings["data.names_file"] = prepared / "vg/names.txt"
+        settings["data.names_file"] = names = tmp_path / "raw/vg/names.txt"
     config = CONFIGS / file if file else tmp_path / "config.py"
     if not file:
         config.write_text(COOP)
     more = [f"--config.{key}={value}" for key, value in settings.items()]
     out = mlclip("train", f"--config={config}", f"--workdir={workdir}", *more)
     assert f"trained 2 steps; checkpoints and metrics are in {workdir}" in out
+    said = (workdir / "data.txt").read_text()
+    assert said.startswith("train: ") and said.splitlines()[0][: -(64 - 12)] in out
+    assert ("labels of" in said) == ("labels of" in out) == ("_to_" in name)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["mAP"]) for row in rows if row["split"] == "test")
 
+    if "vg" in corpora:
+        names.unlink()  # the run has them
     out = mlclip("evaluate", f"--workdir={workdir}", "--no-baseline", "--checkpoint=latest")
     report = json.loads((workdir / "report/test/report.json").read_text())
     assert report and "report.html" in out

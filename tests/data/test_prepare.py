@@ -10,6 +10,7 @@ import raw_folders_more
 
 from mlclip_jax import cli, prepare
 from mlclip_jax.data import benchmarks, builders, foreign, registry
+from mlclip_jax.errors import UserError
 
 
 @pytest.fixture
@@ -74,6 +75,36 @@ def test_named_parts_only(tmp_path, run):
     code, out, _ = run("custom", f"--raw={tmp_path / 'own'}")
     assert code == 0 and parts(tmp_path, "custom") == {"train"}
     assert "custom/validation: not there" in out
+
+
+def test_published_lists_come_along(tmp_path, run):
+    raw = raw_folders.coco(tmp_path / "raw")
+    listed = "coco_train_singlelabel.txt"
+    config = {"name": "coco_spml_splc", "data_dir": str(tmp_path / "out"), "check_sizes": False}
+    run("coco2014", f"--raw={raw}")
+    with pytest.raises(UserError, match=rf"no .*out/coco/{listed}: put it there, or among the raw"):
+        registry.load(config, image_size=8, splits=["test"])
+    for text, images in (("57.jpg,0\n", 1), ("57.jpg,0\n8.jpg,2\n", 2)):  # a newer one goes first
+        lines = (f"COCO_train2014_{line.zfill(18)}\n" for line in text.split())
+        raw_folders.write_text(raw / listed, "".join(lines))
+        code, out, _ = run("coco2014", f"--raw={raw}", "--parts=train2014")
+        assert code == 0 and f"coco: copied the list {listed}" in out
+        assert len(registry.load(config, image_size=8, splits=["test"]).train) == images
+    assert not list((tmp_path / "out/coco").glob("*.part"))
+
+
+def test_all_lists_of_a_corpus():
+    arrays = [
+        f"formatted_{p}_{what}.npy" for p in ("train", "val") for what in ("images", "labels")
+    ]
+    texts = ["nus_train_singlelabel.txt", "nus_val.txt"]
+    assert benchmarks.list_files("nuswide") == [*arrays, *texts]
+    assert benchmarks.list_files("voc") == ["voc_lt_captions.txt", "voc_train.txt"]
+    assert benchmarks.list_files("custom") == []
+    assert (
+        "formatted_val_labels.npy"
+        in benchmarks.needs(benchmarks.resolve("nus_spml_largeloss"))["nuswide"]
+    )
 
 
 def test_missing_images(tmp_path, run):
