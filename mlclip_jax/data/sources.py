@@ -32,6 +32,7 @@ VERSION = "1.0.0"
 SPLIT = "images"
 
 _CHUNK = 1 << 16
+_PROBES = 8  # images whose files are part of a fingerprint
 _LOG = logging.getLogger(__name__)
 
 
@@ -368,6 +369,32 @@ class ImageSource:
             "preprocess": repr(transform.preprocess),
         }
         return same if unflipped == Recipe() else {**same, "augment": repr(unflipped)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these examples from others, wherever their files are, as plain values.
+
+        Returns:
+          "count"; SHA-256 (hex) of the "images" by their keys, of these with their "labels", and of
+          the "captions", None where there are none; "files": by key SHA-256 of the files of a few
+          images, as reading all takes as long as an epoch, without those that cannot be read.
+        """
+        captions = self.captions and hashlib.sha256(json.dumps(self.captions).encode()).hexdigest()
+        files = {}
+        for i in np.linspace(0, len(self) - 1, min(_PROBES, len(self))).astype(int).tolist():
+            key = str(self.keys[i])
+            try:
+                content = self.reader.read(int(self.rows[i]), key)
+                self.transform(content, name=key)
+            except ImageError:  # it may be mended while the run lasts
+                continue
+            files[key] = hashlib.sha256(content).hexdigest()
+        return {
+            "count": len(self),
+            "images": keys_digest(self.keys),
+            "labels": Labels(self.targets, np.arange(len(self))).fingerprint(self.keys),
+            "captions": captions,
+            "files": files,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_all_captions": None}

@@ -51,6 +51,9 @@ from mlclip_jax.training.step import (
     take_apart,
 )
 
+# Settings of data that say where files are; the fingerprints and label spaces say what is in them.
+_PATHS = ("data_dir", "train_list", "test_list", "captions_list", "names_file", "aliases")
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -66,8 +69,12 @@ def name_features(backbone: Backbone) -> NameFeatures:
     return lambda names: np.asarray(template_features(backbone.clip, names, backbone.tokenizer))
 
 
-def check_settings(config: TrainConfig) -> dict[str, Any]:
+def check_settings(config: TrainConfig, *, paths: bool = True) -> dict[str, Any]:
     """Checks the settings of methods and data, before weights are fetched or images opened.
+
+    Args:
+      config: of the run.
+      paths: whether the places of the data are settings too, or the data are known by content.
 
     Returns:
       What decides which examples a run sees and what trains, defaults filled in.
@@ -77,8 +84,9 @@ def check_settings(config: TrainConfig) -> dict[str, Any]:
     """
     name, data = registry.settings(config.data)
     data = {"name": name, **asdict(data)}
-    for key in ("num_workers", "max_unreadable"):  # change nothing that training sees
-        del data[key]
+    unimportant = ("num_workers", "max_unreadable")  # change nothing that training sees
+    for key in unimportant if paths else (*unimportant, *_PATHS):
+        data.pop(key, None)
     stages = []
     for stage in config.stages:
         fields = {key: value for key, value in stage.method.items() if key != "name"}

@@ -27,7 +27,13 @@ from mlclip_jax.training.build import (
     with_absolute_backbone,
     with_leaves,
 )
-from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
+from mlclip_jax.training.checkpoint import (
+    BACKBONE_PREFIX,
+    Checkpoints,
+    check_data,
+    fingerprints,
+    saved_frozen,
+)
 from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
 from mlclip_jax.training.feature_cache import cache_features
 from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
@@ -113,6 +119,7 @@ def fit(
     metrics = metric_classes(data.space)
     if config.eval.metric not in metrics:
         raise unknown("metric in config key 'eval.metric':", config.eval.metric, metrics)
+    found = fingerprints(data)
 
     # ---- Checkpoints -------------------------------------------------------------------------
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
@@ -127,12 +134,14 @@ def fit(
                 )
             check_backbone(meta, backbone, config.backbone.name)
             data = with_trained_spaces(data, meta, workdir)
-            check_unchanged(parse_config(meta["config"]), config, workdir)
+            known = meta.get("data")  # None: of a time that noted no fingerprints
+            check_unchanged(parse_config(meta["config"]), config, workdir, paths=not known)
+            check_data(known or {}, found, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
                 print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
         writer = MetricWriter(workdir, step=steps[-1] if steps else 0, enabled=main)
-        run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet)
+        run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet, found)
         if report := data.report():
             run.say(data.report(short=True))
             if main:
@@ -187,15 +196,18 @@ def other_labels(workdir: Path) -> UserError:
     )
 
 
-def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:
+def check_unchanged(
+    old: TrainConfig, new: TrainConfig, workdir: Path, *, paths: bool = True
+) -> None:
     """Raises unless a run that goes on sees the same examples and trains the same method.
 
-    Lengths, intervals and the optimizer's settings may change.
+    Lengths, intervals and the optimizer's settings may change, and unless `paths` is set the places
+    of the data, which are then known by their fingerprints.
 
     Raises:
       UserError: naming the keys with their old and new values.
     """
-    changed = differences(check_settings(old), check_settings(new))
+    changed = differences(check_settings(old, paths=paths), check_settings(new, paths=paths))
     if changed:
         values = "; ".join(f"{key} was {a!r} and is {b!r}" for key, (a, b) in changed.items())
         raise UserError(

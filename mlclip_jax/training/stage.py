@@ -55,6 +55,7 @@ class Run:
     """What the stages of a run share: its pieces, and what one stage leaves to the next.
 
     Attributes:
+      fingerprints: what tells `data` from other data, for the checkpoints.
       step: global step.
       metrics: last evaluation: metrics by split, then "raw" and "ema".
       leaves: values that earlier stages ended with.
@@ -69,6 +70,7 @@ class Run:
     checkpoints: Checkpoints
     writer: MetricWriter
     quiet: bool
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     leaves: Leaves = field(default_factory=dict)
@@ -275,7 +277,13 @@ class StageRun:
             "trained_before": sorted(run.trained_before),
             "ema": self.config.ema_decay is not None,
             "metrics": run.metrics,
-            **describe(run.config, run.data.space, run.backbone.digest, run.data.train_space),
+            **describe(
+                run.config,
+                run.data.space,
+                run.backbone.digest,
+                run.data.train_space,
+                run.fingerprints,
+            ),
         }
         extra = saved_frozen(self.frozen, run.trained_before)
         # The best checkpoint is one of the last stage, whatever earlier methods scored.
