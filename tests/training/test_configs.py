@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlclip_jax.data import benchmarks
 from mlclip_jax.errors import UserError
 from mlclip_jax.train import load_config
 from mlclip_jax.training.build import check_settings
@@ -216,3 +217,49 @@ def test_errors_of_hspnet(text, message):
     with pytest.raises(UserError) as caught:
         hspnet(text)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["coop", "zero_shot"])
+@pytest.mark.parametrize("name", [*benchmarks.NAMES, "custom"])
+def test_every_benchmark_has_a_config(method, name):
+    name += "(0.5)" if "partial" in name else ""
+    config = parse_config(load_config(f"{CONFIGS}/{method}/benchmark.py:data={name},data_dir=here"))
+    settings = check_settings(config)
+    assert settings["data"]["name"] == name and settings["data"]["data_dir"] == "here"
+    if name != "custom":
+        assert set(config.eval.splits) == set(benchmarks.resolve(name).splits)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("coco_spml_splc", "splc"),
+        ("coco_splc_40", "splc"),
+        ("vg200_partial(0.3)", "splc"),
+        ("nus_gzsl", "ranking"),
+        ("imagenet21k_to_nus", "asymmetric_softmax(gamma_negative=0.0, smoothing=0.0)"),
+        ("coco", "binary_cross_entropy"),
+        ("voc_lt", "distribution_balanced(negative_scale=5.0, mu=0.3)"),
+        ("coco_lt", "distribution_balanced"),
+    ],
+)
+def test_the_loss_of_coop_goes_by_the_labels(name, loss):
+    """Each traces at full size, on the small tower."""
+    config = load_config(f"{CONFIGS}/coop/benchmark.py:data={name},backbone=clip-mini-rn")
+    config.duration = "10 steps"
+    assert config.method["loss"] == loss
+    dry_run(config)
+
+
+@pytest.mark.parametrize("method", ["coop", "zero_shot"])
+def test_long_tail_figures_of_the_paper(method):
+    """Table 1 of LMPT; the total is the mean over the classes of the three groups."""
+    sizes = {"voc_lt": (6, 6, 8), "coco_lt": (22, 33, 25)}
+    for name, counts in sizes.items():
+        for backbone in ("RN50", "ViT-B/16"):
+            file = f"{CONFIGS}/{method}/benchmark.py:data={name},backbone={backbone}"
+            paper = parse_config(load_config(file)).paper
+            total, *parts = paper.values()
+            assert list(paper) == ["mAP", "mAP/head", "mAP/medium", "mAP/tail"]
+            assert total == pytest.approx(np.average(parts, weights=counts), abs=1.5)
+    assert not parse_config(load_config(f"{CONFIGS}/{method}/benchmark.py:data=coco")).paper
