@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from mlclip_jax.data.manifest import Manifest, Rows
-from mlclip_jax.data.raw.common import check_part, field, image_key, malformed, read_json
+from mlclip_jax.data.raw.common import (
+    check_part,
+    field,
+    image_key,
+    is_text,
+    malformed,
+    read_json,
+)
 from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
 
@@ -88,16 +95,19 @@ def _classes(path: Path, content: Any, space: LabelSpace) -> dict[int, int]:
 
 def _images(path: Path, content: Any, part: str) -> tuple[dict[int, int], list[str]]:
     """The row of each image id, and the keys in the order of rows."""
-    row_of, keys = {}, []
+    row_of, first = {}, {}
     for i, entry in enumerate(field(path, "top level", content, "images", list)):
         place = f"images[{i}]"
         number = field(path, place, entry, "id", int)
         if number in row_of:
             raise malformed(path, f"{place}.id", f"image {number} is listed before")
-        row_of[number] = len(keys)
+        row_of[number] = i
         name = field(path, place, entry, "file_name", str)
-        keys.append(f"{part}/{image_key(path, f'{place}.file_name', name)}")
-    return row_of, keys
+        key = f"{part}/{image_key(path, f'{place}.file_name', name)}"
+        if key in first:
+            raise malformed(path, f"{place}.file_name", f"{name!r} is images[{first[key]}] too")
+        first[key] = i
+    return row_of, list(first)
 
 
 def _row(path: Path, place: str, entry: Any, row_of: Mapping[int, int]) -> int:
@@ -113,5 +123,8 @@ def _captions(path: Path, row_of: Mapping[int, int]) -> tuple[tuple[str, ...], .
     for i, entry in enumerate(field(path, "top level", content, "annotations", list)):
         place = f"annotations[{i}]"
         row = _row(path, place, entry, row_of)
-        captions[row].append(field(path, place, entry, "caption", str).strip())
+        caption = field(path, place, entry, "caption", str).strip()
+        if not is_text(caption):
+            raise malformed(path, f"{place}.caption", f"{caption[:80]!r} is no Unicode text")
+        captions[row].append(caption)
     return tuple(map(tuple, captions))

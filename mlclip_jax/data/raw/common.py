@@ -64,18 +64,22 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the (last) line and the fields of each record of a CSV; blank lines are skipped.
 
+    Errors name the first line of a record: what is wrong in its quoting may reach to the last.
+
     Raises:
       UserError: the file cannot be read, is not UTF-8, or its quoting is broken.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader, start = csv.reader(file, strict=True), 1
             try:
                 for fields in reader:
+                    start = reader.line_num + 1
                     if fields:
                         yield reader.line_num, fields
             except csv.Error as error:
-                raise malformed(path, reader.line_num, f"not CSV ({error})") from error
+                mend = "text in double quotes must end with one, and one inside be doubled"
+                raise malformed(path, start, f"not CSV ({error}): {mend}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
 
@@ -88,10 +92,16 @@ def read_json(path: Path, *, hook: Callable[[dict[str, Any]], Any] | None = None
       hook: as `object_hook` of `json.loads`: may drop what is not needed while parsing.
 
     Raises:
-      UserError: the file cannot be read or is not JSON; the message names line and column.
+      UserError: the file cannot be read, is not JSON (the message names line and column), or has a
+        key twice in an object.
     """
+
+    def whole(pairs: list[tuple[str, Any]]) -> Any:
+        entry = json_object(path, "an object", pairs)
+        return entry if hook is None else hook(entry)
+
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=hook)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=whole)
     except json.JSONDecodeError as error:
         raise malformed(
             path,
@@ -100,8 +110,29 @@ def read_json(path: Path, *, hook: Callable[[dict[str, Any]], Any] | None = None
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
+    except UserError:
+        raise
     except (RecursionError, ValueError) as error:  # too deep, or a number too long
         raise UserError(f"{path} is no annotation file ({error})") from error
+
+
+def json_object(path: Path, place: int | str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values, for `object_pairs_hook` of `json.loads`.
+
+    Raises:
+      UserError: a key is there twice, of which JSON readers keep one value without a word.
+    """
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise malformed(path, place, f"the key {twice[:200]!r} is there twice: remove one")
+    return entry
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON and names of files may hold halves of characters."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def field(path: Path, place: str, entry: Any, name: str, kind: type) -> Any:
@@ -134,11 +165,12 @@ def image_key(path: Path, line: int | str, text: str) -> str:
     r"""The relative path of an image as a manifest's key: `actor\1.jpg` is "actor/1.jpg".
 
     Raises:
-      UserError: an empty or absolute path, one that leaves the folder, control characters.
+      UserError: an empty or absolute path, one that leaves the folder, control characters or
+        what is no Unicode text.
     """
     posix = PurePosixPath(text.replace("\\", "/"))
     outside = posix.is_absolute() or ".." in posix.parts or text[1:2] == ":"
-    if outside or not posix.parts or any(c < " " for c in text):
+    if outside or not posix.parts or any(c < " " for c in text) or not is_text(text):
         raise malformed(
             path, line, f"{text[:200]!r} is no path of an image relative to the raw folder"
         )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from mlclip_jax.data.raw.common import (
     check_part,
     csv_rows,
     image_key,
+    is_text,
+    json_object,
     lines,
     malformed,
     unknown_label,
@@ -61,6 +64,8 @@ def read(raw: Path, part: str) -> Manifest:
     check_part("custom", part, PARTS)
     path = _file(Path(raw))
     records = list(_csv(path) if path.suffix == ".csv" else _jsonl(path))
+    if not records:
+        raise UserError(f"{path} lists no images: a line for each is needed")
     columns = {name for _, record in records for name in record}
     space = _space(Path(raw), path, records)
     class_of = {name: i for i, name in enumerate(space.names)}
@@ -114,7 +119,9 @@ def _space(raw: Path, path: Path, records: list[tuple[int, dict[str, Any]]]) -> 
         return LabelSpace(LabelSpace.from_file(raw / "labels.txt").names, name="custom")
     names = {n for _, r in records for n in (*r["labels"], *r.get("negatives", ()))}
     if not names:
-        raise UserError(f"{path} has no labels at all")
+        raise UserError(
+            f"{path} has no labels at all: give some image one, or write all labels to labels.txt"
+        )
     return LabelSpace(tuple(sorted(names)), name="custom")
 
 
@@ -123,6 +130,8 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = csv_rows(path)
     line, header = next(rows, (1, []))
     header = [name.strip() for name in header]
+    if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
+        raise malformed(path, line, f"columns are parted by {mark!r}: save it with commas")
     _check_columns(path, line, header)
     if len(set(header)) != len(header):
         raise malformed(path, line, "a column is there twice")
@@ -147,12 +156,17 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in lines(path):
         if not text.strip():
             continue
+        whole = 'each line must be an object by itself: {"image": ..., "labels": [...]}'
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=partial(json_object, path, line))
+        except UserError:
+            raise
         except (ValueError, RecursionError) as error:
-            raise malformed(path, line, f"not JSON ({error})") from error
+            reason = getattr(error, "msg", error)
+            at = f", column {error.colno}" if hasattr(error, "colno") else ""
+            raise malformed(path, line, f"not JSON ({reason}{at}): {whole}") from error
         if not isinstance(record, dict):
-            raise malformed(path, line, 'an object is needed: {"image": ..., "labels": [...]}')
+            raise malformed(path, line, whole)
         _check_columns(path, line, list(record))
         for name, value in record.items():
             if name in ("image", "split"):
@@ -178,4 +192,6 @@ def _entries(path: Path, line: int, column: str, entries: list[str]) -> list[str
     stripped = [entry.strip() for entry in entries]
     if not all(stripped):
         raise malformed(path, line, f"an entry of {column!r} is empty")
+    if wrong := next((entry for entry in stripped if not is_text(entry)), None):
+        raise malformed(path, line, f"{wrong[:80]!r} in {column!r} is no Unicode text")
     return stripped

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from mlclip_jax.data.manifest import Manifest, Rows
-from mlclip_jax.data.raw.common import check_part, image_key, lines, malformed
+from mlclip_jax.data.raw.common import check_part, image_key, is_text, lines, malformed
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 
@@ -166,8 +166,16 @@ def _places(folder: Path) -> dict[str, Path]:
 
 def _images(place: Path) -> Iterator[str]:
     """Names of the images in a folder or archive, relative to it."""
-    names = _index(place) if place.is_file() else (path.name for path in place.iterdir())
+    names = _index(place) if place.is_file() else _names(place)
     return (name for name in names if Path(name).suffix.lower() in _SUFFIXES)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """What is in a folder, by name."""
+    for path in folder.iterdir():
+        if not is_text(path.name):
+            raise UserError(f"{folder}: the name {path.name!r} is no Unicode text, rename the file")
+        yield path.name
 
 
 def _index(path: Path) -> Mapping[str, tuple[int, int]]:

@@ -51,7 +51,13 @@ def read(raw: Path, part: str) -> Manifest:
     raw = Path(raw)
     split = {"train": "Train", "test": "Test", "all": ""}[part.removesuffix("_tags")]
     path = raw / "ImageList" / f"{split}Imagelist.txt"
-    keys = np.array([f"Flickr/{image_key(path, i, text)}" for i, text in _filled(path)], np.str_)
+    line_of: dict[str, int] = {}
+    for line, text in _filled(path):
+        key = f"Flickr/{image_key(path, line, text)}"
+        if key in line_of:
+            raise malformed(path, line, f"image {text!r} stands on line {line_of[key]} too")
+        line_of[key] = line
+    keys = np.array(list(line_of), np.str_)
     concepts = _concepts(raw / "Groundtruth", split, len(keys))
     labels: dict = {"space": catalog.nus(), "positives": concepts}
     if part.endswith("_tags"):

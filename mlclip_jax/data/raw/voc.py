@@ -103,6 +103,8 @@ def _objects(path: Path, class_of: Mapping[str, int]) -> list[tuple[int, bool]]:
         ) from error
     except (LookupError, ValueError) as error:
         raise UserError(f"{path} is in an unknown encoding ({error})") from error
+    if root.tag != "annotation":
+        raise malformed(path, f"<{root.tag[:80]}>", "an annotation of VOC begins with <annotation>")
     objects = []
     # Parts of a person (<part>) have names too: only the object's own children count.
     for i, entry in enumerate(root.findall("object"), start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -165,6 +166,13 @@ def test_words_that_are_malformed_are_named(own, content, message):
     folders.write(own / WORDS, content)
     with pytest.raises(UserError, match=message):
         imagenet.read(own, "train")
+
+
+def test_a_name_that_is_no_text(own):
+    (own / "train/n03126707" / os.fsdecode(b"\xff.JPEG")).touch()
+    with pytest.raises(UserError, match=r"train/n03126707: the name .* rename the file") as caught:
+        imagenet.read(own, "train")
+    str(caught.value).encode()  # can be printed
 
 
 def test_a_class_without_images(own):

@@ -117,7 +117,7 @@ TAGS = "NUS_WID_Tags/Train_Tags1k.dat"
             "ImageList/TrainImagelist.txt",
             b"baby\\0002_2124494180",
             b"actor\\0001_2124494179",
-            "the image 'Flickr/actor/0001_2124494179.jpg' occurs more than once",
+            r"TrainImagelist.txt, line 2: image 'actor.*0001_2124494179.jpg' stands on line 1 too",
         ),
     ],
 )

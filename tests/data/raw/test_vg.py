@@ -68,6 +68,7 @@ def test_images_are_found_in_both_folders(raw):
         (INDEX, "[1]", f"{INDEX}, .*an object with the field '2360596.jpg'"),
         (INDEX, '{"2360596.jpg": 3}', f"{INDEX}, .*2360596.jpg: '3' is no list"),
         (INDEX, '{"2360596.jpg": [500]}', f"{INDEX}, 2360596.jpg: '500' is no class from 0 to"),
+        (INDEX, '{"2360596.jpg": [3], "2360596.jpg": [4]}', "key '2360596.jpg' is there twice"),
         (INDEX, '{"2360596.jpg": [true]}', "'True' is no class"),
         (INDEX, '{"2360596.jpg": [3,\n}', f"{INDEX}, line 2: not JSON"),
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import raw_folders
+import raw_folders_more
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,7 @@ def test_malformed_lists_are_named(tmp_path, file, text, message):
     [
         (b"<annotation>\n<object>", r"000012.xml, line 2: not XML"),
         (b"", "line 1: not XML"),
+        (b"<html><body/></html>", "000012.xml, <html>: an annotation of VOC begins with"),
         (b"<annotation><object><name>hors</name></object></annotation>",
          "object 1: unknown label 'hors'; did you mean 'horse'"),
         (b"<annotation><object/></annotation>", "object 1: unknown label ''"),
@@ -134,3 +136,20 @@ def test_a_wrong_folder_is_named(tmp_path):
         voc.read(tmp_path / "VOCdevkit", "train2007")
     with pytest.raises(UserError, match="part of voc 'test2012'"):
         voc.read(tmp_path, "test2012")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return raw_folders.voc(tmp_path_factory.mktemp("voc"))
+
+
+@settings(max_examples=60)
+@given(
+    file=st.sampled_from(
+        ["Annotations/000012.xml", "ImageSets/Main/train.txt", "ImageSets/Main/dog_train.txt"]
+    ),
+    data=st.data(),
+)
+def test_any_damage_is_read_or_named(raw, file, data):
+    path = raw / "VOCdevkit/VOC2007" / file
+    raw_folders_more.check_damage(data, path, lambda: voc.read(raw, "train2007"))
