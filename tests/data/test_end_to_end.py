@@ -17,17 +17,6 @@ from mlclip_jax.training import loop, scoring
 from mlclip_jax.training.mesh import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-COOP = """
-def get_config():
-    return {
-        "method": {"name": "coop", "ctx_init": "a photo of a", "loss": "splc"},
-        "data": {"name": "", "augment": "flip_rrc"},
-        "batch_size": 2,
-        "duration": "2 steps",
-        "eval": {"splits": ("test",)},
-        "compilation_cache": False,
-    }
-"""
 SMALL = {
     "backbone.name": "clip-mini",
     "batch_size": 2,
@@ -73,20 +62,30 @@ def download(raw, corpus, named):
     return texts.get(corpus, {})
 
 
-# Benchmark; a config file or "" for the one above; corpora with their years; further settings.
+# Benchmark; a config file; corpora with their years; further settings.
 RUNS = [
     ("coco_spml_splc", "hspnet/coco.py", {"coco": "coco2014"}, {}),
-    ("custom", "", {"custom": "custom"}, {"eval.splits": "('validation','test')"}),
-    ("nus_gzsl", "", {"nuswide": "nuswide"}, {}),
+    ("custom", "coop/benchmark.py:data=custom", {"custom": "custom"}, {}),
+    ("nus_gzsl", "coop/benchmark.py:data=nus_gzsl", {"nuswide": "nuswide"}, {}),
     ("voc_spml_largeloss", "hspnet/voc.py:setup=largeloss", {"voc": "voc2012"}, {}),
-    ("voc_lt", "", {"voc": "voc"}, {}),
+    ("voc_lt", "coop/benchmark.py:data=voc_lt", {"voc": "voc"}, {}),
     ("coco_partial(0.9)", "hspnet/coco.py:setup=partial(0.9)", {"coco": "coco2014"}, AT_64),
     ("nus_spml_splc", "hspnet/nus.py", {"nuswide": "nuswide"}, {}),
     ("cub_spml_largeloss", "hspnet/cub.py:setup=largeloss", {"cub": "cub"}, {}),
     ("vg200_partial(0.9)", "hspnet/vg200.py:setup=partial(0.9)", {"vg": "vg"}, AT_64),
-    ("openimages_gzsl", "", {"openimages": "openimages"}, {}),
-    ("imagenet_to_coco", "", {"imagenet": "imagenet", "coco": "coco2014"}, {}),
-    ("imagenet21k_to_nus", "", {"imagenet": "imagenet21k", "nuswide": "nuswide"}, {}),
+    ("openimages_gzsl", "coop/benchmark.py:data=openimages_gzsl", {"openimages": "openimages"}, {}),
+    (
+        "imagenet_to_coco",
+        "coop/benchmark.py:data=imagenet_to_coco",
+        {"imagenet": "imagenet", "coco": "coco2014"},
+        {},
+    ),
+    (
+        "imagenet21k_to_nus",
+        "coop/benchmark.py:data=imagenet21k_to_nus",
+        {"imagenet": "imagenet21k", "nuswide": "nuswide"},
+        {},
+    ),
 ]
 QUICK = {"coco_spml_splc", "custom", "nus_gzsl"}
 
@@ -105,16 +104,13 @@ def test_from_the_download_to_a_report(tmp_path, mlclip, name, file, corpora, se
             raw_folders.write_text(raw / path, text)
         mlclip("prepare", named, f"--raw={raw}", f"--data_dir={prepared}")
 
-    settings = {"data.data_dir": prepared, **(SMALL if file else {"data.name": name}), **settings}
+    settings = {**SMALL, "data.data_dir": prepared, **settings}
     if name != "custom":
         settings["data.check_sizes"] = False
     if "vg" in corpora:
         settings["data.names_file"] = names = tmp_path / "raw/vg/names.txt"
-    config = CONFIGS / file if file else tmp_path / "config.py"
-    if not file:
-        config.write_text(COOP)
     more = [f"--config.{key}={value}" for key, value in settings.items()]
-    out = mlclip("train", f"--config={config}", f"--workdir={workdir}", *more)
+    out = mlclip("train", f"--config={CONFIGS / file}", f"--workdir={workdir}", *more)
     assert f"trained 2 steps; checkpoints and metrics are in {workdir}" in out
     said = (workdir / "data.txt").read_text()
     assert said.startswith("train: ") and said.splitlines()[0][: -(64 - 12)] in out
