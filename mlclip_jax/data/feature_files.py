@@ -175,8 +175,7 @@ class FeatureFiles:
             if first >= start:
                 _write_file(path, list(itertools.islice(records, count)))
             first += count
-        with _telling(self.folder):
-            self._write_note()
+        self._write_note()
 
     def open(self) -> Sequence[bytes]:
         """The records, for `read`; they can be pickled.
@@ -230,11 +229,12 @@ class FeatureFiles:
     def _write_note(self) -> None:
         """Marks the files as complete."""
         part = self.folder / "cache.json.part"
-        with part.open("w") as file:
-            json.dump(self._note(), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.folder / "cache.json")
+        with _telling(part):
+            with part.open("w") as file:
+                json.dump(self._note(), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.folder / "cache.json")
 
 
 def _whole(path: Path, count: int) -> bool:

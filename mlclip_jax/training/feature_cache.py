@@ -16,6 +16,7 @@ from mlclip_jax.clip import ImageFeatures
 from mlclip_jax.clip.config import CLIPConfig
 from mlclip_jax.data import feature_files, features
 from mlclip_jax.data.features import Cache, CacheConfig
+from mlclip_jax.data.pipeline import Source
 from mlclip_jax.data.registry import DataSplits
 from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import Batch, Method, Progress
@@ -160,27 +161,26 @@ def cache_features(
     encoder = encoder_key(method, {path: leaves[path] for path in deciding})
 
     # ---- Which, and how much -------------------------------------------------------------------
-    splits = {"train": data.train, **data.evals}
-    caches = {
-        split: features.plan(
+    def plan(source: Source, train: bool) -> Cache:
+        return features.plan(
             source,
             config,
             encoder=encoder,
             shapes=_shapes(parts, image),
-            train=source is data.train,
+            train=train,
             seed=run.config.seed,
             flip=data.config.flip,
         )
-        for split, source in splits.items()
-    }
+
+    train = plan(data.train, train=True)
+    evals = {split: plan(source, train=False) for split, source in data.evals.items()}
     # Splits of the same images share files; the limit on unreadable ones is that of the last.
-    distinct = {cache.files.folder: (split, cache) for split, cache in caches.items()}.values()
-    ready = _of_the_first(np.array([cache.files.ready() for _, cache in distinct]))
-    missing = {
-        split: cache for (split, cache), done in zip(distinct, ready, strict=True) if not done
-    }
-    _say(run, dict(distinct), missing, config)
-    feature_files.check_space([cache.files for cache in missing.values()], Path(config.folder))
+    named = {cache.files.folder: (split, cache) for split, cache in evals.items()}
+    named = {train.files.folder: ("train", train), **named}
+    ready = _of_the_first(np.array([cache.files.ready() for _, cache in named.values()]))
+    missing = [pair for pair, done in zip(named.values(), ready, strict=True) if not done]
+    _say(run, list(named.values()), missing, config)
+    feature_files.check_space([cache.files for _, cache in missing], Path(config.folder))
 
     # ---- Compute -------------------------------------------------------------------------------
     def encode(leaves: Leaves, images: Any, readable: Any) -> dict[str, jax.Array]:
@@ -193,12 +193,11 @@ def cache_features(
         return {name: _in_order(value) for name, value in computed.items()}
 
     batch_size = -(-run.config.eval.batch_size // mesh.size) * mesh.size
-    for split, cache in missing.items():
+    for split, cache in missing:
         _compute(run, split, cache, encode_share, batch_size)
     _wait_for_all()
-    opened = {split: cache.open() for split, cache in caches.items()}
-    train = opened.pop("train")
-    return replace(data, train=train, evals=opened)
+    opened = {split: cache.open() for split, cache in evals.items()}
+    return replace(data, train=train.open(), evals=opened)
 
 
 def _features(parts: Parts, leaves: Leaves, images: Any) -> dict[str, jax.Array]:
@@ -225,23 +224,24 @@ def _in_order(values: jax.Array) -> np.ndarray | jax.Array:
 
 
 def _say(
-    run: Run, caches: dict[str, Cache], missing: dict[str, Cache], config: CacheConfig
+    run: Run, caches: list[tuple[str, Cache]], missing: list[tuple[str, Cache]], config: CacheConfig
 ) -> None:
     """What is read in place of images, and what of it is computed first."""
+
+    def size(several: list[tuple[str, Cache]]) -> str:
+        return feature_files.gibibytes(sum(cache.files.size for _, cache in several))
+
     views = f"{config.views} view{'s' if config.views > 1 else ''}"
-    changed = any(cache.images.seed is not None for cache in caches.values())
-    augmented = " augmented" if changed else ""
+    changed = any(cache.images.seed is not None for _, cache in caches)
     run.say(
         f"training and evaluation read cached image features, not images: {config.dtype}, {views} "
-        f"of each{augmented} training image, {_size(caches)} in {config.folder}"
+        f"of each{' augmented' if changed else ''} training image, {size(caches)} in "
+        f"{config.folder}"
     )
     if missing:
-        images = sum(cache.files.records for cache in missing.values())
-        run.say(f"to compute first: {', '.join(missing)}, {images:,} images, {_size(missing)}")
-
-
-def _size(caches: dict[str, Cache]) -> str:
-    return feature_files.gibibytes(sum(cache.files.size for cache in caches.values()))
+        splits = ", ".join(split for split, _ in missing)
+        images = sum(cache.files.records for _, cache in missing)
+        run.say(f"to compute first: {splits}, {images:,} images, {size(missing)}")
 
 
 def _compute(run: Run, split: str, cache: Cache, encode: features.Encode, batch_size: int) -> None:

@@ -41,6 +41,30 @@ class Blocks(toys.Blocks):
         return sum(self[i]["targets"] > 0 for i in range(len(self)))
 
 
+class Relabelled(Blocks):
+    """The training images with other labels."""
+
+    def __getitem__(self, i):
+        example = super().__getitem__(i)
+        return {**example, "targets": -example["targets"]}
+
+
+class Pointing(toys.Tower):
+    """Labels are looked for in each place of an image too."""
+
+    reads_tokens = True
+
+    def encode_images(self, images, *, progress=None):
+        tower = self.clip.image
+        places = tower.bn(tower.conv(self.clip.normalize(images)), train=False)
+        tokens = places.reshape(len(images), -1, places.shape[-1]) @ tower.projection[...]
+        return ImageFeatures(tokens.mean(1), tokens)
+
+    def logits(self, image_features, label_features, labels):
+        places = (image_features.tokens @ label_features.T).max(1)
+        return super().logits(image_features, label_features, labels) + places
+
+
 @pytest.fixture
 def world(toy_world, monkeypatch):  # noqa: F811
     """The toys' world with images that can be cached; counts those that are opened."""
@@ -48,6 +72,8 @@ def world(toy_world, monkeypatch):  # noqa: F811
 
     def load(config, image_size, splits):
         evals = {split: Blocks(config.num_eval, seed=1 + k) for k, split in enumerate(splits)}
+        if "train" in evals:
+            evals["train"] = Relabelled(config.num_train)
         return DataSplits(Blocks(config.num_train), evals, toys.SPACE, config)
 
     original = features.Views.image
@@ -57,6 +83,7 @@ def world(toy_world, monkeypatch):  # noqa: F811
         return original(self, record)
 
     monkeypatch.setattr(features.Views, "image", image)
+    monkeypatch.setitem(toys.METHODS, "pointing", Pointing)
     entry = (toys.BlocksConfig, load, lambda: toys.SPACE)
     monkeypatch.setitem(registry._DATASETS, "blocks", entry)
     return opened
@@ -91,23 +118,35 @@ def assert_close(left, right, tolerance):
                 assert value == b[name]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_training_from_float32_features_equals_training_from_images(tmp_path, world, devices):
-    plain = run(tmp_path / "plain", config("", cache=None, ema_decay=0.5), devices)
-    cached = run(tmp_path / "cached", config(tmp_path / "cache", ema_decay=0.5), devices)
+@pytest.mark.parametrize(("devices", "method"), [(1, "tower"), (8, "tower"), (8, "pointing")])
+def test_training_from_float32_features_equals_training_from_images(
+    tmp_path, world, devices, method, monkeypatch
+):
+    settings = {"method": {"name": method, "part": "none"}, "ema_decay": 0.5}
+    shares, original = set(), feature_cache.shard_batch
+
+    def shard_batch(batch, mesh):
+        found = original(batch, mesh)
+        shares.update(len(images) / len(images.addressable_data(0)) for images in found)
+        return found
+
+    monkeypatch.setattr(feature_cache, "shard_batch", shard_batch)
+    plain = run(tmp_path / "plain", config("", cache=None, **settings), devices)
+    cached = run(tmp_path / "cached", config(tmp_path / "cache", **settings), devices)
     assert cached.step == plain.step == 10
     assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
     left, right = (load_trained(tmp_path / name).method.bias[...] for name in ("cached", "plain"))
     np.testing.assert_allclose(left, right, atol=1e-5)
     assert abs(float(left)) > 0.01
+    assert shares == {devices}  # each device computed its part
 
 
 def test_a_real_method_on_scenes(tmp_path):
     base = {
         "method": {"name": "coop", "n_ctx": 2},
-        "data": {"name": "scenes", "num_train": 24, "num_validation": 8},
+        "data": {"name": "scenes", "num_train": 16, "num_validation": 8},
         "batch_size": 8,
-        "duration": "6 steps",
+        "duration": "3 steps",
         "log_every": "1 steps",
         "eval": {"splits": ("validation",), "batch_size": 8},
         "compilation_cache": False,
@@ -115,6 +154,33 @@ def test_a_real_method_on_scenes(tmp_path):
     run(tmp_path / "plain", base)
     run(tmp_path / "cached", {**base, "cache": {"folder": str(tmp_path / "cache")}})
     assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
+
+
+def test_training_images_can_be_evaluated_too(tmp_path, world, capsys):
+    splits = {"batch_size": 6, "splits": ("train", "validation")}
+    settings, folder = {"duration": "3 steps", "eval": splits}, tmp_path / "cache"
+    run(tmp_path / "plain", config("", cache=None, **settings))
+    run(tmp_path / "cached", config(folder, **settings), quiet=False)
+    assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
+    # They share files: computed once, though their labels differ.
+    assert len(world) == 52 and len(list(folder.iterdir())) == 2
+    assert "to compute first: train, validation, 52 images" in capsys.readouterr().out
+
+
+def test_damaged_files_are_not_trained_on(tmp_path, world):
+    settings = config(tmp_path / "cache", duration="2 steps")
+    run(tmp_path / "a", settings)
+    paths = sorted((tmp_path / "cache").rglob("*.array_record"))
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents, strict=True):  # cut short: computed again
+        path.write_bytes(content[: len(content) // 2])
+    run(tmp_path / "b", settings)
+    assert rows(tmp_path / "b") == rows(tmp_path / "a")
+    assert [path.read_bytes() for path in paths] == contents
+    for path, content in zip(paths, contents, strict=True):  # as long, and full of wrong bits
+        path.write_bytes(bytes(255 - byte if byte else 0 for byte in content))
+    with pytest.raises(UserError, match=r"image features in .* are damaged .*remove this folder"):
+        run(tmp_path / "c", settings)
 
 
 def test_methods_with_the_same_image_features_share_them():
@@ -131,6 +197,14 @@ def test_methods_with_the_same_image_features_share_them():
     assert encoder_key(method, image)["image_norm"] != first["image_norm"]
     moved = {**image, "clip/image/projection": image["clip/image/projection"] + 1e-6}
     assert encoder_key(method, moved)["weights"] != first["weights"]
+    method.clip.dtype = np.dtype("float16")
+    assert encoder_key(method, image)["dtype"] != first["dtype"]
+
+    class WithTokens(type(method)):
+        reads_tokens = True
+
+    method.__class__ = WithTokens
+    assert encoder_key(method, image)["tokens"] != first["tokens"]
 
 
 def test_images_are_opened_once(tmp_path, world, capsys):
@@ -163,9 +237,10 @@ OFF = {"stages": ({"name": "off", "method": {"name": "zero_shot"}, "duration": "
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("int8", 0.02)])
 def test_smaller_types_train_about_the_same(tmp_path, world, dtype, tolerance):
-    run(tmp_path / "plain", config("", cache=None))
+    method = {"name": "pointing", "part": "none"}
+    run(tmp_path / "plain", config("", cache=None, method=method))
     low = {"folder": str(tmp_path / "cache"), "dtype": dtype}
-    run(tmp_path / "low", config("", cache=low))
+    run(tmp_path / "low", config("", cache=low, method=method))
     plain, found = (
         [r["loss"] for r in rows(tmp_path / w) if "loss" in r] for w in ("plain", "low")
     )
