@@ -110,7 +110,9 @@ class _TrainExample:
                 failure, shown = error, int(rng.integers(len(self.source)))
             else:
                 return {**out, "unreadable": np.asarray(-1 if failure is None else i, np.int32)}
-        raise failure
+        raise ImageError(
+            f"{failure}; none of {_REPLACEMENTS - 1} others drawn in its place can be read"
+        ) from failure
 
 
 def load_example(source: Source, i: int, rng: np.random.Generator) -> Example:

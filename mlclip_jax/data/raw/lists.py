@@ -248,10 +248,14 @@ def _array(path: Path) -> np.ndarray:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header raises many kinds
+        # NumPy takes other files for pickled objects, and advises to load these.
+        reason = " ".join(str(error).split())[:200]
+        if "pickle" in reason:
+            reason = "it holds Python objects, or is another kind of file"
         raise UserError(
-            f"{path} is no plain .npy array ({error}); if it holds objects and you trust its "
-            "origin, save it again with numpy as an array of text or numbers"
+            f"{path} is no whole .npy array of text or numbers ({reason}): download it again, or, "
+            "if you trust its origin, save its content with numpy as such an array"
         ) from error
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an archive of arrays; a single .npy array is needed")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import raw_folders
+import raw_folders_more
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,3 +193,15 @@ def test_any_bytes_are_labels_or_a_clear_error(tmp_path_factory, content, name):
         custom.read(raw, "train")
     except UserError as error:
         assert name in str(error)
+
+
+@pytest.fixture(scope="module", params=[".csv", ".jsonl"])
+def raw(request, tmp_path_factory):
+    return raw_folders.custom(tmp_path_factory.mktemp("custom"), suffix=request.param)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_damage_is_read_or_named(raw, data):
+    (path,) = raw.glob("labels.*")
+    raw_folders_more.check_damage(data, path, lambda: custom.read(raw, "train"))

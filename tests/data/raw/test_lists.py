@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import raw_folders
+import raw_folders_more
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,8 +109,8 @@ def test_largeloss_arrays(tmp_path):
         (["a"], [[1, 0, 0, np.nan]], "must hold 1, 0 and -1"),
         (["a"], [["1", "0", "0", "1"]], "must hold 1, 0 and -1"),
         ([1], [[1, 0, 0, 0]], "must hold names"),
-        (np.array(["a"], object), [[1, 0, 0, 0]], "images.npy is no plain .npy array"),
-        (["a"], np.array([[1, 0, 0, 0]], object), "labels.npy is no plain .npy array"),
+        (np.array(["a"], object), [[1, 0, 0, 0]], "images.npy is no whole .npy array"),
+        (["a"], np.array([[1, 0, 0, 0]], object), "labels.npy is no whole .npy array"),
         (np.zeros(0, "U1"), np.zeros((0, 4)), "images.npy lists no images"),
     ],
 )
@@ -125,10 +126,14 @@ def test_files_that_are_no_arrays_are_named(tmp_path):
     path = tmp_path / "images.npy"
     with pytest.raises(UserError, match=r"cannot read .*images.npy"):
         lists.read_arrays(path, tmp_path / "labels.npy", SPACE)
-    for content in (b"", b"text", (tmp_path / "labels.npy").read_bytes()[:100]):
+    array = (tmp_path / "labels.npy").read_bytes()
+    huge = array.replace(b"(4, 4), }             ", b"(9999999999999999,), }")
+    assert len(huge) == len(array) and huge != array
+    for content in (b"", b"text", array[:100], huge):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"images.npy is no plain"):
+        with pytest.raises(UserError, match=r"images.npy is no whole .npy array") as caught:
             lists.read_arrays(path, tmp_path / "labels.npy", SPACE)
+        assert "allow_pickle" not in str(caught.value)
     np.savez(path.open("wb"), a=np.eye(2))
     with pytest.raises(UserError, match=r"images.npy is an archive"):
         lists.read_arrays(path, tmp_path / "labels.npy", SPACE)
@@ -275,3 +280,35 @@ def test_any_bytes_are_a_list_or_a_clear_error(tmp_path_factory, content):
             lists.apply(corpus(), read())
         except UserError as error:
             assert "list.txt" in str(error)
+
+
+FORMS = {
+    "data.csv": lambda at: lists.read_mldecoder(
+        at / "data.csv", at / "classes.json", SPACE, split="train", active="train"
+    ),
+    "images.npy": lambda at: lists.read_arrays(at / "images.npy", at / "labels.npy", SPACE),
+}
+FORMS |= {"classes.json": FORMS["data.csv"], "labels.npy": FORMS["images.npy"]}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    mldecoder(folder, CSV)
+    np.save(folder / "images.npy", np.array(KEYS[:2]))
+    np.save(folder / "labels.npy", np.eye(2, 4))
+    raw_folders.write_text(folder / "captions.txt", "".join(f"{key} a sky\n" for key in KEYS))
+    return folder
+
+
+@settings(max_examples=80)
+@given(file=st.sampled_from([*FORMS, "captions.txt"]), data=st.data())
+def test_any_damage_is_read_or_named(published, file, data):
+    def read():
+        if file == "captions.txt":
+            return lists.with_captions(corpus(), published / file)
+        targets, index = lists.apply(corpus(), FORMS[file](published))
+        assert targets.shape == (len(index), 4) and targets.dtype == np.int8
+        return corpus().take(index)
+
+    raw_folders_more.check_damage(data, published / file, read)
