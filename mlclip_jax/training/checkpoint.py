@@ -395,9 +395,12 @@ def restore_model(workdir: str | Path, *, which: str = "best", weights: str = "a
         raise UserError(f"which={which!r}, weights={weights!r}: best|latest and auto|raw|ema exist")
     with open_checkpoints(workdir) as checkpoints:
         latest = checkpoints.steps()[-1]
+        newest = checkpoints.meta(latest)
         if weights == "auto":
-            weights = "ema" if checkpoints.meta(latest)["ema"] else "raw"
+            weights = "ema" if newest["ema"] else "raw"
         best = checkpoints.best_step(weights) if which == "best" else None
         restored = checkpoints.restore_leaves(latest if best is None else best, weights)
         restored.meta["weights"] = weights
+        # The data may have moved since.
+        restored.meta["config"]["data"] = newest["config"]["data"]
         return restored

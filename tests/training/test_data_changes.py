@@ -14,6 +14,7 @@ from toys import toy_world  # noqa: F401  (a fixture)
 from mlclip_jax import cli
 from mlclip_jax.data.manifest import Manifest
 from mlclip_jax.errors import UserError
+from mlclip_jax.training.build import load_trained
 from mlclip_jax.training.checkpoint import Checkpoints, describe
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.mesh import make_mesh
@@ -82,17 +83,23 @@ def test_other_data_are_refused(tmp_path, raw, change, message, cached):
         run(tmp_path / "run", raw, 3, **fields)
 
 
-def test_the_same_data_elsewhere_go_on(tmp_path, raw, capsys):
+def test_the_same_data_elsewhere_go_on(tmp_path, raw, capsys, monkeypatch):
     expected = run(tmp_path / "whole", raw, 4)
     moved = tmp_path / "moved"
-    run(tmp_path / "run", raw, 2)
+    keep = {"checkpoint": {"keep": 9}}
+    run(tmp_path / "run", raw, 2, **keep)
     shutil.copytree(raw, moved)
     shutil.rmtree(raw)
-    run(tmp_path / "run", moved, 3)
+    run(tmp_path / "run", moved, 3, **keep)
     assert cli.main(["prepare", "custom", f"--raw={moved}", f"--data_dir={tmp_path}"]) == 0
     capsys.readouterr()
     shutil.rmtree(moved)
-    assert run(tmp_path / "run", tmp_path, 4) == expected
+    assert run(tmp_path / "run", tmp_path, 4, **keep) == expected
+    # An older checkpoint that is the best one is evaluated on the data where they are by now.
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "best_step", lambda checkpoints, weights: 2)
+        trained = load_trained(tmp_path / "run")
+    assert trained.step == 2 and trained.config.data["data_dir"] == str(tmp_path)
     # Prepared anew with other labels, under the path that the checkpoint has.
     saved = tmp_path / "custom/train.manifest.npz"
     manifest = Manifest.load(saved)
