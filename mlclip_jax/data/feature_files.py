@@ -191,9 +191,12 @@ class FeatureFiles:
                 "this folder, and has no other program changed it?"
             )
         try:
-            return ArrayRecordDataSource([str(path) for path, _ in self.paths()])
+            records = ArrayRecordDataSource([str(path) for path, _ in self.paths()])
         except (RuntimeError, ValueError) as error:
             raise self._damaged(error) from error
+        if len(records) != self.records:
+            raise self._damaged(f"{len(records)} records in place of {self.records}")
+        return records
 
     def read(self, records: Sequence[bytes], number: int) -> dict[str, np.ndarray] | None:
         """The arrays of a record as they are stored, bfloat16 as such; None if unreadable.
@@ -217,10 +220,8 @@ class FeatureFiles:
             raise self._damaged(error) from error
         return arrays
 
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(
-            f"image features in {self.folder} are damaged ({error}): remove this folder"
-        )
+    def _damaged(self, why: Exception | str) -> UserError:
+        return UserError(f"image features in {self.folder} are damaged ({why}): remove this folder")
 
     def _note(self) -> dict[str, Any]:
         """What cache.json holds if the files are complete."""

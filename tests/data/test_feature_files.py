@@ -134,6 +134,20 @@ def test_a_damaged_cache_is_not_used(tmp_path, small_files, damage):
         np.testing.assert_array_equal(found, expected[name])
 
 
+def test_records_are_counted(tmp_path, small_files):
+    cache = written(tmp_path)
+    path = cache.files.paths()[1][0]
+    size = path.stat().st_size
+    feature_files._write_file(path, [bytes(cache.files.record_bytes)] * 2)
+    assert path.stat().st_size == size  # ArrayRecord pads: the sizes say nothing here
+    with pytest.raises(UserError, match=r"are damaged \(9 records in place of 10\)"):
+        cache.open()
+    (cache.files.folder / "cache.json").unlink()
+    assert cache.files.done() == 3
+    features.write(cache, encode, batch_size=4)
+    assert len(cache.open()) == 10
+
+
 def test_changed_bytes_are_noticed(tmp_path):
     cache = written(tmp_path)
     path = cache.files.paths()[0][0]

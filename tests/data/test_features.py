@@ -59,6 +59,13 @@ def test_views_are_augmented_and_epochs_draw_among_them(tmp_path):
         (match,) = [k for k, v in enumerate(variants) if np.allclose(found["pooled"], v, rtol=1e-5)]
         seen.add(match)
     assert len(seen) > 1 and any(np.allclose(first, v, rtol=1e-5) for v in variants)
+    turned = [  # without a mirror, or not at all
+        any(np.array_equal(cache.images.image(10 * view + i), v) for v in (image, image[::-1]))
+        for view in range(4)
+        for i in range(10)
+        for image in [source[i]["image"]]
+    ]
+    assert 10 < sum(turned) < 30  # mirrored with probability one half
     # Evaluation sees images as they are, and shares its cache with training that changes nothing.
     assert make(tmp_path, source, train=False).files.folder == make(tmp_path).files.folder
     assert make(tmp_path, source).files.folder != make(tmp_path).files.folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -192,8 +193,16 @@ def test_methods_with_the_same_image_features_share_them():
 
     first, image, method = key("coop", n_ctx=2)
     assert first == key("zero_shot")[0] == key("coop", n_ctx=2, logit_bias=True)[0]
-    assert key("tower")[0] != key("tower", part="none")[0]  # it has its own `encode_images`
-    method.clip.config = method.clip.config.normalized_as("imagenet")
+    # What it encodes with, where that is its own, and how: with the same weights.
+    tower, leaves, own = key("tower", part="none")
+    own.config = replace(own.config, train_bn=True)
+    assert encoder_key(own, leaves)["settings"] != tower["settings"]
+    own.__class__ = Pointing
+    assert encoder_key(own, leaves)["function"] != tower["function"]
+    clip = method.clip.config
+    method.clip.config = replace(clip, image=replace(clip.image, heads=4))
+    assert encoder_key(method, image)["tower"] != first["tower"]
+    method.clip.config = clip.normalized_as("imagenet")
     assert encoder_key(method, image)["image_norm"] != first["image_norm"]
     moved = {**image, "clip/image/projection": image["clip/image/projection"] + 1e-6}
     assert encoder_key(method, moved)["weights"] != first["weights"]
