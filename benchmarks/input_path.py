@@ -220,11 +220,9 @@ def compare_streams(measured: dict[str, list[float]]) -> list[dict[str, Any]]:
         ):
             known = peer in measured
             row[key] = row["images_per_s"] / statistics.median(measured[peer]) if known else None
-        spread = max(values) - min(values)
-        print(
-            f"{name:<34} {row['images_per_s']:>9.0f} {spread:>7.0f} {row['ratio'] or math.nan:>7.2f} "
-            f"{row['uint8_ratio'] or math.nan:>9.2f}"
-        )
+        ratio, to_uint8 = (row[key] or math.nan for key in ("ratio", "uint8_ratio"))
+        shown = f"{row['images_per_s']:>9.0f} {max(values) - min(values):>7.0f}"
+        print(f"{name:<34} {shown} {ratio:>7.2f} {to_uint8:>9.2f}")
         rows.append(row)
     return rows
 

@@ -171,6 +171,7 @@ def label(
 def _read_list(
     benchmark: Benchmark, split: Split, path: Path, space: LabelSpace, key: str
 ) -> lists.Listed:
+    """The list of a split; one that only names images (DBL) takes the labels of the corpus."""
     labels = path.with_name(benchmarks.array_of_labels(path.name))
     for file in (path, labels):
         if not file.is_file():
@@ -182,7 +183,15 @@ def _read_list(
             )
     if path.suffix == ".npy":
         return lists.read_arrays(path, labels, space)
-    return lists.read_text(path, space, complete=split.complete)
+    listed = lists.read_text(path, space, complete=split.complete)
+    if (listed.targets > 0).any():
+        return listed
+    if split.complete:
+        return lists.read_ids(path)
+    raise UserError(
+        f"{path} gives no image a label, and {benchmark.name} takes its labels from it: "
+        f"is it the published {split.listed}?"
+    )
 
 
 def _targets(manifest: Manifest, split: Split) -> np.ndarray | SparseTargets:

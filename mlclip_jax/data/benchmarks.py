@@ -369,11 +369,6 @@ def list_files(corpus: str) -> list[str]:
     return sorted(set().union(*names) - {""})
 
 
-def known(name: str) -> bool:
-    """Whether a text begins as a benchmark's name does, rightly continued or not."""
-    return name.startswith(NAMES)
-
-
 def resolve(name: str) -> Benchmark:
     """The benchmark that a text names.
 

@@ -196,6 +196,7 @@ def prepare(
         "manifest": kept.fingerprint(),
         "keys": sources.keys_digest(kept.keys),
         "left_out": left_out,
+        "sizes": {path.name: path.stat().st_size for path, _ in files},
     }
     _describe(builder, files, states, metadata)
     manifest_path(folder, part).unlink(missing_ok=True)
@@ -243,13 +244,18 @@ def _without(manifest: Manifest, rows: list[int]) -> Manifest:
 
 
 def _ready(final: Path, saved: Path, manifest: Manifest, source: str) -> Prepared | None:
-    """The data set that is there already, made from the same; its manifest is mended if need be."""
+    """The data set that is there already, made from the same and with all of its files.
+
+    Its manifest is mended if need be.
+    """
     try:
         metadata = json.loads((final / "metadata.json").read_text())
         if metadata["source"] != source:
             return None
-        left_out = metadata["left_out"]
-    except (OSError, ValueError, KeyError, TypeError):
+        left_out, sizes = metadata["left_out"], metadata["sizes"]
+        if any((final / name).stat().st_size != size for name, size in sizes.items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     kept = _without(manifest, left_out)
     try:

@@ -155,7 +155,7 @@ class RecordReader:
         except (RuntimeError, ValueError) as error:  # of ArrayRecord and of its content
             raise ImageError(
                 f"{key}: record {number} of {self.folder} cannot be read ({error}); "
-                "prepare the data again"
+                "remove that folder and prepare the data again"
             ) from error
         found = record[self.feature].decode()
         if key != found and not key.endswith(f"/{found}"):

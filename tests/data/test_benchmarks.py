@@ -257,6 +257,17 @@ def test_coco_lt(tmp_path, load):
     assert data.train.manifest.captions is not None
 
 
+def test_lists_without_labels(tmp_path, load):
+    raw_folders.coco(tmp_path, year=2017)
+    raw_folders.coco(tmp_path)
+    ids = tmp_path / "img_id.pkl"
+    raw_folders.write_text(ids, "57\n1000\n9\n")
+    data = load("coco_lt", tmp_path, train_list=str(ids))  # DBL's: the labels are the corpus' own
+    assert positives(data.train) == [[0, 79], [], [0]] and (data.train.labels.targets != 0).all()
+    with pytest.raises(UserError, match="gives no image a label, and coco_spml_splc takes"):
+        load("coco_spml_splc", tmp_path, train_list=str(ids))
+
+
 def test_nus_setups(tmp_path, load):
     raw_folders_more.nuswide(tmp_path)
     listed = "0_2124494179_02a15f03aa_m.jpg,7 8\n1_2124494180_02a15f03aa_m.jpg,1"

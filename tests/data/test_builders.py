@@ -220,6 +220,17 @@ def test_a_second_run_does_nothing(coco):
     check(coco.raw, "coco", "train2014", coco.folder, read("coco", "train2014", coco.raw))
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut off"])
+def test_data_that_lost_a_file_are_prepared_anew(coco, damage):
+    file = max(coco().folder.glob("*.array_record*"))
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert coco().written
+    check(coco.raw, "coco", "train2014", coco.folder, read("coco", "train2014", coco.raw))
+
+
 def test_other_annotations_are_prepared_anew(coco):
     coco()
     with pytest.raises(Killed):  # and what another run began is not taken for theirs
