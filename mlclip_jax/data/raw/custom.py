@@ -88,8 +88,11 @@ def read(raw: Path, part: str) -> Manifest:
         if split == part:
             chosen.append(record)
     if not chosen:
-        mend = "" if "split" in columns else ": add a column 'split' (train, validation, test)"
-        raise UserError(f"{path} has no images of the part {part!r}{mend}")
+        mend = "add a column 'split' (train, validation, test)"
+        if "split" in columns:
+            mend = f"give some the split {part!r}"
+            mend += "" if part == "train" else ", or leave it out of config key 'eval.splits'"
+        raise UserError(f"{path} has no images of the part {part!r}: {mend}")
 
     def rows(column: str) -> Rows:
         return Rows.from_lists([map(class_of.get, r.get(column, ())) for r in chosen])
