@@ -142,9 +142,8 @@ class FeatureFiles:
 
     def missing_bytes(self) -> int:
         """How much there is still to write, about."""
-        if self.ready():
-            return 0
-        return self.size - sum(p.stat().st_size for p, _ in self.paths() if p.is_file())
+        written = sum(path.stat().st_size for path, _ in self.paths() if path.is_file())
+        return max(0, self.size - written)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -275,7 +275,10 @@ def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"image features need 0\.00114 MiB more in .*where 0\.00"):
         feature_files.check_space([cache.files], tmp_path / "new")
     assert (tmp_path / "new").is_dir()
-    feature_files.check_space([written(tmp_path).files], tmp_path)  # nothing more is needed
+    full = written(tmp_path).files
+    feature_files.check_space([full], tmp_path)  # nothing more is needed
+    with pytest.raises(UserError, match=r"image features need 0\.00114 MiB more"):
+        feature_files.check_space([full, make(tmp_path, seed=1, flip=True).files], tmp_path)
 
 
 def test_note_is_readable(tmp_path):

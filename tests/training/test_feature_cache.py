@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,19 +13,14 @@ from toys import toy_world  # noqa: F401  (a fixture)
 
 from mlclip_jax.clip import ImageFeatures
 from mlclip_jax.data import feature_files, features, registry
-from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.registry import DataSplits
+from mlclip_jax.data.transforms import ImageError
 from mlclip_jax.errors import UserError
-from mlclip_jax.methods.base import image_features
 from mlclip_jax.training import feature_cache
 from mlclip_jax.training import stage as stage_module
 from mlclip_jax.training.build import load_trained
-from mlclip_jax.training.config import parse_config
-from mlclip_jax.training.dry_run import abstract_step
-from mlclip_jax.training.feature_cache import encoder_key, upstream
 from mlclip_jax.training.loop import fit
 from mlclip_jax.training.mesh import make_mesh
-from mlclip_jax.training.step import find_moving, take_apart
 
 
 class Blocks(toys.Blocks):
@@ -184,38 +178,6 @@ def test_damaged_files_are_not_trained_on(tmp_path, world):
         run(tmp_path / "c", settings)
 
 
-def test_methods_with_the_same_image_features_share_them():
-    def key(name, **fields):
-        method, _ = toys.method(name, **fields)
-        leaves = take_apart(method).frozen
-        image = {path: leaf for path, leaf in leaves.items() if path.startswith("clip/image/")}
-        return encoder_key(method, image), image, method
-
-    first, image, method = key("coop", n_ctx=2)
-    assert first == key("zero_shot")[0] == key("coop", n_ctx=2, logit_bias=True)[0]
-    # What it encodes with, where that is its own, and how: with the same weights.
-    tower, leaves, own = key("tower", part="none")
-    own.config = replace(own.config, train_bn=True)
-    assert encoder_key(own, leaves)["settings"] != tower["settings"]
-    own.__class__ = Pointing
-    assert encoder_key(own, leaves)["function"] != tower["function"]
-    clip = method.clip.config
-    method.clip.config = replace(clip, image=replace(clip.image, heads=4))
-    assert encoder_key(method, image)["tower"] != first["tower"]
-    method.clip.config = clip.normalized_as("imagenet")
-    assert encoder_key(method, image)["image_norm"] != first["image_norm"]
-    moved = {**image, "clip/image/projection": image["clip/image/projection"] + 1e-6}
-    assert encoder_key(method, moved)["weights"] != first["weights"]
-    method.clip.dtype = np.dtype("float16")
-    assert encoder_key(method, image)["dtype"] != first["dtype"]
-
-    class WithTokens(type(method)):
-        reads_tokens = True
-
-    method.__class__ = WithTokens
-    assert encoder_key(method, image)["tokens"] != first["tokens"]
-
-
 def test_images_are_opened_once(tmp_path, world, capsys):
     settings = config(tmp_path / "cache", duration="4 epochs")
     run(tmp_path / "a", settings, quiet=False)
@@ -317,6 +279,31 @@ def test_a_killed_computation_goes_on(tmp_path, world, monkeypatch):
     assert_close(rows(tmp_path / "run"), rows(tmp_path / "plain"), 1e-5)
 
 
+def test_the_disk_is_looked_at_before(tmp_path, world, monkeypatch):
+    full = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(feature_files.shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(UserError, match=r"image features need 0\.003\d+ MiB more in .*cache"):
+        run(tmp_path / "run", config(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("seed", [0, 1], ids=["train", "validation"])
+def test_an_unreadable_image_is_passed_over_in_training_only(tmp_path, world, monkeypatch, seed):
+    original = Blocks.__getitem__
+
+    def damaged(self, i):
+        if self.seed == seed and i == 3:
+            raise ImageError("block 3 is damaged")
+        return original(self, i)
+
+    monkeypatch.setattr(Blocks, "__getitem__", damaged)
+    if seed == 0:
+        assert run(tmp_path / "run", config(tmp_path / "cache")).step == 10
+    else:
+        with pytest.raises(UserError, match=r"block 3 is damaged\. It is number 1 .* and 0 may be"):
+            run(tmp_path / "run", config(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize(
     ("method", "why"),
     [
@@ -357,58 +344,3 @@ def test_a_stage_has_its_own_choice(tmp_path, world):
     run(tmp_path / "plain", config("", cache=None, stages=plain))
     assert len(world) == 52  # of the tower that the first stage trained
     assert_close(rows(tmp_path / "cached"), rows(tmp_path / "plain"), 1e-5)
-
-
-def test_upstream_is_found_by_tracing():
-    images = jax.ShapeDtypeStruct((2, 16, 16, 3), np.uint8)
-    for name in ("coop", "zero_shot"):
-        method, labels = toys.method(name, **({"n_ctx": 2} if name == "coop" else {}))
-        reaching, moved = upstream(take_apart(method), images)
-        assert all(path.startswith("clip/image/") for path in reaching) and not moved
-        assert "clip/image/projection" in reaching and len(reaching) > 15
-    method, labels = toys.method("tower", part="none", train_bn=True)
-    parts = find_moving(take_apart(method), toys.batch(2), labels)
-    assert upstream(parts, images)[1] == {"clip/image/bn/mean", "clip/image/bn/var"}
-
-
-def test_cached_features_are_restored_in_the_dtype_of_the_tower():
-    method, _ = toys.method("zero_shot")
-    values = np.array([[127, -64]], np.int8)
-    stored = {"pooled": values, "pooled_scale": np.array([[0.5]], np.float32)}
-    found = image_features(method, stored)
-    assert found.tokens is None and found.pooled.dtype == method.clip.dtype
-    np.testing.assert_allclose(found.pooled, [[63.5, -32.0]])
-
-
-def test_dry_run_has_features_for_images():
-    base = {
-        "method": {"name": "coop"},
-        "data": {"name": "scenes"},
-        "backbone": {"name": "clip-mini", "dtype": "bfloat16"},
-        "cache": {"folder": "features", "dtype": "int8"},
-    }
-    ((_, arguments, (_, metrics)),) = abstract_step(base)
-    images = arguments[2].images
-    assert {name: (x.shape, str(x.dtype)) for name, x in images.items()} == {
-        "pooled": ((32, 64), "int8"),
-        "pooled_scale": ((32, 1), "float32"),
-    }
-    assert metrics["loss"].shape == ()
-    with pytest.raises(UserError, match="train upstream of them"):
-        abstract_step({**base, "method": {"name": "coop", "train_image_encoder": True}})
-
-
-def test_settings_are_checked():
-    def parse(**cache):
-        return parse_config(toys.config(cache=cache)).stages[0].cache
-
-    assert parse(folder="x") == CacheConfig("x", 1, "float32")
-    for wrong, message in (
-        ({"folder": "x", "view": 2}, r"unknown config key 'cache\.view': did you mean 'views'"),
-        ({"folder": "x", "dtype": "float16"}, r"'cache\.dtype' must be one of 'float32'"),
-        ({"folder": "x", "views": 0}, r"'cache\.views' must be at least 1"),
-        ({"folder": ""}, r"'cache\.folder' is empty"),
-        ({}, r"'cache\.folder' is missing"),
-    ):
-        with pytest.raises(UserError, match=message):
-            parse(**wrong)
