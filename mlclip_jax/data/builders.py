@@ -5,7 +5,7 @@
 
 Record i is row i of the manifest. Each file of records is written under another name and renamed
 when it is whole, and so is the data set; the manifest, without which nothing is taken for prepared,
-comes last. After a kill finished files are kept.
+comes last. After a kill finished files are kept. A part is prepared by one run at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 
 from mlclip_jax.data import benchmarks, sources
 from mlclip_jax.data.assemble import manifest_path
+from mlclip_jax.data.files import alone, publish, sync
 from mlclip_jax.data.manifest import Manifest
 from mlclip_jax.data.transforms import ImageError, Preprocess
 from mlclip_jax.errors import UserError, make_folder
@@ -156,12 +158,40 @@ def prepare(
       raw: the raw folder.
       data_dir: gets a folder of the corpus' name.
       allow_missing: leave images out that are missing or cannot be read.
-      tick: told numbers of images that are done.
+      tick: told numbers of images that are done; nothing where all is ready.
 
     Raises:
       UserError: images are missing or cannot be read (they are then listed in the folder of the
-        corpus, in <part>.unreadable.txt), nothing is left, or the disk is full.
+        corpus, in <part>.unreadable.txt), nothing is left, the disk is full, or another run is
+        preparing this part.
     """
+    with lock(data_dir / corpus, part):
+        return _prepare(corpus, part, manifest, raw, data_dir, allow_missing, tick)
+
+
+def lock(folder: Path, part: str) -> AbstractContextManager[None]:
+    """Keeps other runs from preparing a part of the corpus in `folder`.
+
+    Raises:
+      UserError: another run is at it, or there can be no such folder.
+    """
+    return alone(
+        folder / f".{part}.lock",
+        f"another run is preparing {part} in {folder}: run the command again when it is done, or "
+        "choose another --data_dir",
+    )
+
+
+def _prepare(
+    corpus: str,
+    part: str,
+    manifest: Manifest,
+    raw: Path,
+    data_dir: Path,
+    allow_missing: bool,
+    tick: Callable[[int], None],
+) -> Prepared:
+    """`prepare` by the only run that is at this part."""
     folder, source = data_dir / corpus, _digest(manifest)
     final, bad_list = sources.records_folder(folder, part), folder / f"{part}.unreadable.txt"
     found = _ready(final, manifest_path(folder, part), manifest, source)
@@ -170,7 +200,6 @@ def prepare(
         if found or other != work:  # of a run that was killed last of all, or of other annotations
             shutil.rmtree(other)
     if found:
-        tick(len(manifest))
         return found
     make_folder(work)
     reader = sources.FolderReader(corpus, raw)
@@ -204,7 +233,10 @@ def prepare(
     if final.exists():
         shutil.rmtree(final)
     make_folder(final.parent)
+    for path in (*Path(builder.data_path).iterdir(), Path(builder.data_path)):
+        sync(path)
     Path(builder.data_path).rename(final)
+    sync(final.parent)
     kept.save(manifest_path(folder, part))
     shutil.rmtree(work)
     return Prepared(final, len(kept), len(left_out), written=True)
@@ -223,7 +255,7 @@ def copy_lists(corpus: str, raw: Path, data_dir: Path) -> list[str]:
     folder = data_dir / corpus
     make_folder(folder)
     for name in found:
-        part = folder / f"{name}.part"
+        part = folder / f"{name}.{os.getpid()}.part"  # runs of other parts may copy it too
         shutil.copyfile(raw / name, part)
         part.replace(folder / name)
     return found
@@ -314,10 +346,10 @@ def _file(
             ) from error
         raise UserError(f"cannot write {part} ({error})") from error
     tick(len(unreadable))
-    part.replace(path)
+    publish(part, path)
     state = {"unreadable": unreadable, "images": len(rows) - len(unreadable), "bytes": size}
     part.write_text(json.dumps(state))
-    part.replace(note)
+    publish(part, note)
     return state
 
 

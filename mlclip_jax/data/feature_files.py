@@ -9,20 +9,19 @@ whole, so that what a killed run has finished is kept. ArrayRecord's checksums f
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mlclip_jax.data.files import alone, publish
 from mlclip_jax.errors import UserError, make_folder
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -145,23 +144,17 @@ class FeatureFiles:
         written = sum(path.stat().st_size for path, _ in self.paths() if path.is_file())
         return max(0, self.size - written)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Makes the folder and holds a lock on it, which a killed process loses.
 
         Raises:
           UserError: another process holds it, or there can be no such folder.
         """
-        make_folder(self.folder)
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"another run is writing the image features in {self.folder}: start again "
-                    "when it is done, or use another cache.folder"
-                ) from error
-            yield
+        return alone(
+            self.folder / ".lock",
+            f"another run is writing the image features in {self.folder}: start again when it is "
+            "done, or use another cache.folder",
+        )
 
     def write(self, records: Iterator[bytes], start: int) -> None:
         """Writes the files from record `start` on, where one of them begins, and the note.
@@ -230,11 +223,8 @@ class FeatureFiles:
         """Marks the files as complete."""
         part = self.folder / "cache.json.part"
         with _telling(part):
-            with part.open("w") as file:
-                json.dump(self._note(), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.folder / "cache.json")
+            part.write_text(json.dumps(self._note(), indent=1))
+            publish(part, self.folder / "cache.json")
 
 
 def _whole(path: Path, count: int) -> bool:

@@ -17,10 +17,11 @@ import numpy as np
 
 from mlclip_jax.data import sources
 from mlclip_jax.data.assemble import manifest_path
-from mlclip_jax.data.builders import Prepared
+from mlclip_jax.data.builders import Prepared, lock
+from mlclip_jax.data.files import publish
 from mlclip_jax.data.manifest import Manifest, Rows
 from mlclip_jax.data.raw import imagenet
-from mlclip_jax.errors import UserError, make_folder
+from mlclip_jax.errors import UserError
 from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
 
@@ -49,7 +50,8 @@ def link(
       tick: told numbers of records that are read.
 
     Raises:
-      UserError: no such data set, it is another corpus or year, not in ArrayRecord, or damaged.
+      UserError: no such data set, it is another corpus or year, not in ArrayRecord, or damaged;
+        or another run is preparing the part.
     """
     if corpus not in CORPORA:
         raise UserError(f"only {', '.join(CORPORA)} can be taken from TFDS, not {corpus}")
@@ -96,7 +98,6 @@ def link(
         positives=Rows.from_lists(positives),
         difficult=Rows.from_lists(difficult) if corpus == "voc" else None,
     ).take(order)
-    make_folder(target)
     content = {
         "folder": str(folder.resolve()),
         "split": _EVAL.get(split, split),
@@ -105,11 +106,12 @@ def link(
         "order": order.tolist(),
     }
     path = sources.link_path(target, part)
-    manifest_path(target, part).unlink(missing_ok=True)
     new = path.with_name(f"{path.name}.part")
-    new.write_text(json.dumps(content))
-    new.replace(path)
-    manifest.save(manifest_path(target, part))
+    with lock(target, part):
+        manifest_path(target, part).unlink(missing_ok=True)
+        new.write_text(json.dumps(content))
+        publish(new, path)
+        manifest.save(manifest_path(target, part))
     return Prepared(folder, len(manifest), 0, written=True)
 
 

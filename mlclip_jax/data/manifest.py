@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from mlclip_jax.data.files import publish
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.spec import unknown
@@ -251,7 +252,7 @@ class Manifest:
         try:
             with part.open("wb") as file:
                 np.savez_compressed(file, **arrays)
-            part.replace(path)
+            publish(part, path)
         finally:
             part.unlink(missing_ok=True)
 

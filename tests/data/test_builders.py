@@ -101,7 +101,9 @@ def test_records_are_the_rows_of_the_manifest(tmp_path, corpus):
         files = [path.name for path in done.folder.glob("*.array_record-*")]
         assert len(files) == -(-len(manifest) // 2)
     left = {path.name for path in (out / corpus).iterdir()}
-    assert left == {name for part in parts for name in (part, f"{part}.manifest.npz")}
+    assert left == {
+        name for part in parts for name in (part, f"{part}.manifest.npz", f".{part}.lock")
+    }
 
 
 def test_classes_of_imagenet_21k(tmp_path, monkeypatch):
@@ -211,13 +213,50 @@ def test_killed_while_it_is_published(coco, monkeypatch, step):
 
 def test_a_second_run_does_nothing(coco):
     first = coco()
-    before = {path: path.stat().st_mtime_ns for path in coco.folder.rglob("*")}
-    again = coco()
+    before = {path: path.stat().st_mtime_ns for path in coco.final.rglob("*")}
+    before[coco.saved] = coco.saved.stat().st_mtime_ns
+    again = coco(tick=killer(0))  # which is told nothing
     assert again == builders.Prepared(first.folder, 5, 0, written=False)
-    assert {path: path.stat().st_mtime_ns for path in coco.folder.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert before.keys() == {coco.saved, *coco.final.rglob("*")}
     coco.saved.write_bytes(b"cut off")
     assert not coco().written
     check(coco.raw, "coco", "train2014", coco.folder, read("coco", "train2014", coco.raw))
+
+
+def test_one_run_at_a_time(coco):
+    def meanwhile(images):
+        with pytest.raises(UserError, match=r"another run is preparing train2014 in .*out.coco"):
+            coco()
+        told.append(images)
+
+    told = []
+    assert coco(tick=meanwhile).written and sum(told) == 5
+    check(coco.raw, "coco", "train2014", coco.folder, read("coco", "train2014", coco.raw))
+    with builders.lock(coco.folder, "val2014"):  # other parts may go on beside it
+        assert not coco().written
+
+
+def test_files_are_on_the_disk_before_they_count(coco, monkeypatch):
+    events = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda n: events.append(Path(f"/proc/self/fd/{n}").readlink()) or fsync(n)
+    )
+
+    def checked(move):
+        def moved(source, target):
+            files = [source] if source.is_file() else list(source.iterdir())
+            assert set(files) <= set(events), source
+            events.append(target)
+            return move(source, target)
+
+        return moved
+
+    monkeypatch.setattr(Path, "rename", checked(rename))
+    monkeypatch.setattr(Path, "replace", checked(replace))
+    coco()
+    assert events.index(coco.final) < events.index(coco.saved)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off"])
