@@ -388,6 +388,10 @@ def resolve(name: str) -> Benchmark:
     benchmark = dataclasses.replace(_BENCHMARKS[word], name=name)
     train = benchmark.train
     if _PARTIAL in train.view:
+        if inside in ("", ")"):
+            raise UserError(
+                f"benchmark {name!r} takes the share of labels that training sees: {word}(0.3)"
+            )
         own = _PARTIAL.removesuffix("({})") + bracket + inside
         _single(name, own)
         train = dataclasses.replace(train, view=train.view.replace(_PARTIAL, own))
@@ -396,6 +400,10 @@ def resolve(name: str) -> Benchmark:
     elif bracket:
         raise UserError(f"benchmark {name!r}: {word} takes nothing in brackets")
     if few:
+        if share in ("", "()"):
+            raise UserError(
+                f"benchmark {name!r} takes the share of training images: {base}_few_shot(0.1)"
+            )
         view = _single(name, f"cole_few_shot{share}")
         size = train.size and view.count(train.size)
         train = _with(train, f"cole_few_shot{share}", size=size)

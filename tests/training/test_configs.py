@@ -202,7 +202,7 @@ def test_published_numbers_stand_beside_their_own_row_only(text, number):
         ("coco:setup=slpc", "unknown setup of coco 'slpc'; did you mean 'splc'?"),
         ("voc:setup=partial(0.3)", "unknown setup of voc 'partial'; known: largeloss, splc"),
         ("vg200:setup=splc", "unknown setup of vg200 'splc'; known: partial"),
-        ("coco:setup=partial", "'sarb_partial' takes (share, seed)"),
+        ("coco:setup=partial", "takes the share of labels that training sees: coco_partial(0.3)"),
         ("coco:setup=splc(0.3)", "takes nothing in brackets"),
         ("coco:few_shot=2", "few_shot"),
         ("coco:row=hsp", "unknown row 'hsp'; did you mean"),
