@@ -145,8 +145,9 @@ def downloads():
         few.coco(folder / "coco", year=year)
     for year in (2007, 2012):
         few.voc(folder / "voc", year=year)
-    for corpus in ("nuswide", "cub", "vg", "openimages", "imagenet", "imagenet21k"):
+    for corpus in ("nuswide", "cub", "vg", "openimages", "imagenet"):
         getattr(more, corpus)(folder / corpus)
+    more.imagenet21k(folder / "imagenet")
     # The aliases are the page's own; these tiny classes have none of the labels.
     for path, text in {
         "coco/coco_train_singlelabel.txt": "COCO_train2014_000000000057.jpg,0\n"
