@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,6 +70,26 @@ def test_images_are_read_from_folders_and_archives(raw):
     assert contents == [folders.jpeg(start + i) for start, n in sizes for i in range(n)]
     with pytest.raises(UserError, match=r"n02012849.tar has no member 'other.JPEG'"):
         imagenet.open_image(raw, "train/n02012849.tar/other.JPEG")
+
+
+def test_each_archive_is_scanned_once(tmp_path, monkeypatch):
+    """However many there are, and in whatever order their images are read; changed ones again."""
+    opened = []
+    scan = tarfile.open
+    synsets = [f"n{i:08d}" for i in range(1, 81)]
+    folders.write(tmp_path / WORDS, "".join(f"{s} word {s}\n" for s in synsets))
+    for s in synsets:
+        members = {f"{s}_{i}.JPEG": f"{s} {i}".encode() for i in (9, 10)}
+        folders.tar(tmp_path / f"train/{s}.tar", members)
+    monkeypatch.setattr(tarfile, "open", lambda path, mode: opened.append(path) or scan(path, mode))
+    keys = imagenet.read(tmp_path, "train").keys.tolist()
+    for key in np.random.default_rng(0).permutation(keys).tolist():
+        name = key.rpartition("/")[2].removesuffix(".JPEG")
+        assert imagenet.open_image(tmp_path, key) == name.replace("_", " ").encode()
+    assert len(opened) == len(set(opened)) == 80
+    monkeypatch.undo()
+    folders.tar(tmp_path / f"train/{synsets[0]}.tar", {f"{synsets[0]}_9.JPEG": b"another"})
+    assert imagenet.open_image(tmp_path, keys[1]) == b"another"
 
 
 def test_kaggles_file_of_words(own):
