@@ -52,6 +52,8 @@ class LabelledPart:
       corpus: module of `data.raw`.
       part: of its `PARTS`.
       folder: of the corpus.
+      left_out: number of images that would be chosen from, or are listed, but were missing or
+        unreadable when the part was prepared.
     """
 
     manifest: Manifest
@@ -59,6 +61,7 @@ class LabelledPart:
     corpus: str
     part: str
     folder: Path
+    left_out: int = 0
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the images in use and their labels."""
@@ -118,6 +121,8 @@ def open_split(benchmark: Benchmark, split: Split, files: Files) -> tuple[Manife
         )
         raise UserError(f"{benchmark.name} needs data.data_dir, the folder of its files ({bring})")
     manifest, folder = open_part(split.corpus, split.part, files.data_dir)
+    if split.listed.endswith(".csv"):
+        manifest = lists.over_classes(manifest, _list_files(benchmark, split, folder, files)[1])
     if split.labels == "joined":
         manifest = nuswide.joined(manifest)
     elif split.labels == "seen":
@@ -152,35 +157,49 @@ def label(
     """
     split = getattr(benchmark, name)
     if split.listed:
-        # Validation images are held out of the training list.
-        kind = name.replace("validation", "train")
-        path = Path(files.lists.get(kind) or folder / split.listed)
-        listed = _read_list(benchmark, split, path, manifest.space, f"data.{kind}_list")
+        paths = _list_files(benchmark, split, folder, files)
+        listed = _read_list(benchmark, split, *paths, manifest.space)
         labels = Labels(*lists.apply(manifest, listed))
+        left_out = len(listed.names) - len(labels.index)
     else:
         labels = Labels(_targets(manifest, split), np.arange(len(manifest)))
+        left_out = len(manifest.left_out)
     labels = protocols.apply(split.view, labels, subsets=manifest.space.subsets, keys=manifest.keys)
     if check_size and split.size is not None and len(labels.index) != split.size:
+        left = f" ({left_out:,} were left out when it was prepared)" if left_out else ""
         raise UserError(
             f"{benchmark.name}: {name} has {len(labels.index):,} images, but {split.size:,} are "
-            f"published: check that {folder} is complete, or set data.check_sizes=False"
+            f"published: check that {folder} is complete{left}, or set data.check_sizes=False"
         )
-    return LabelledPart(manifest, labels, split.corpus, split.part, folder)
+    return LabelledPart(manifest, labels, split.corpus, split.part, folder, left_out)
 
 
-def _read_list(
-    benchmark: Benchmark, split: Split, path: Path, space: LabelSpace, key: str
-) -> lists.Listed:
-    """The list of a split; one that only names images (DBL) takes the labels of the corpus."""
-    labels = path.with_name(benchmarks.array_of_labels(path.name))
+def _list_files(
+    benchmark: Benchmark, split: Split, folder: Path, files: Files
+) -> tuple[Path, Path]:
+    """The list of a split, and the file of its labels or classes, which may be the same."""
+    # Validation images are held out of the training list.
+    kind = "test" if split is benchmark.test else "train"
+    path = Path(files.lists.get(kind) or folder / split.listed)
+    labels = path.with_name(benchmarks.file_of_labels(path.name))
     for file in (path, labels):
         if not file.is_file():
             raise UserError(
                 f"{benchmark.name} takes its images and labels from the published "
                 f"{' and '.join(split.list_files)}, and there is no {file}: put it there, or among "
                 "the raw files before `mlclip prepare`, which copies it, or anywhere with "
-                f"{key}=FILE"
+                f"data.{kind}_list=FILE"
             )
+    return path, labels
+
+
+def _read_list(
+    benchmark: Benchmark, split: Split, path: Path, labels: Path, space: LabelSpace
+) -> lists.Listed:
+    """The list of a split; one that only names images (DBL) takes the labels of the corpus."""
+    if split.listed.endswith(".csv"):
+        part = "train" if split is benchmark.train else "val"
+        return lists.read_mldecoder(path, labels, space, split=part)
     if path.suffix == ".npy":
         return lists.read_arrays(path, labels, space)
     listed = lists.read_text(path, space, complete=split.complete)

@@ -217,7 +217,7 @@ def _prepare(
             "or leave them out with --allow_missing"
         )
     left_out = sorted(unreadable)
-    kept = _without(manifest, left_out)
+    kept = manifest.without(left_out)
     if not len(kept):
         raise UserError(f"{manifest.name} has no images in {raw}: is that the right folder?")
     metadata = {
@@ -267,14 +267,6 @@ def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _without(manifest: Manifest, rows: list[int]) -> Manifest:
-    if not rows:
-        return manifest
-    kept = np.ones(len(manifest), bool)
-    kept[rows] = False
-    return manifest.take(kept)
-
-
 def _ready(final: Path, saved: Path, manifest: Manifest, source: str) -> Prepared | None:
     """The data set that is there already, made from the same and with all of its files.
 
@@ -289,9 +281,10 @@ def _ready(final: Path, saved: Path, manifest: Manifest, source: str) -> Prepare
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    kept = _without(manifest, left_out)
+    kept = manifest.without(left_out)
     try:
-        current = saved.is_file() and Manifest.load(saved).fingerprint() == metadata["manifest"]
+        found = Manifest.load(saved)
+        current = found.fingerprint() == metadata["manifest"] and found.left_out == kept.left_out
     except UserError:
         current = False
     if not current:

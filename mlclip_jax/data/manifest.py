@@ -11,7 +11,7 @@ import itertools
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -143,6 +143,8 @@ class Manifest:
         in neither of the others. None where a corpus has no such mark.
       captions: those of each image [n], or None.
       aux: further rows by name, over other numbers than the labels of `space`.
+      left_out: images that the raw annotations have besides, by key with their rows there, in
+        ascending order: missing or unreadable when the part was prepared.
 
     Raises:
       UserError: a key that repeats or is no relative path.
@@ -157,18 +159,23 @@ class Manifest:
     difficult: Rows | None = None
     captions: tuple[tuple[str, ...], ...] | None = None
     aux: Mapping[str, Rows] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.keys.dtype.kind != "U" or self.keys.ndim != 1:
             raise ValueError(f"keys must be unicode [n], not {self.keys.dtype} {self.keys.shape}")
         object.__setattr__(self, "keys", self.keys.astype(self.keys.dtype.newbyteorder("=")))
         object.__setattr__(self, "aux", dict(self.aux))
+        object.__setattr__(self, "left_out", dict(self.left_out))
         for what, rows in self._rows().items():
             if len(rows) != len(self):
                 raise ValueError(f"{self.name}: {len(rows)} {what} for {len(self)} images")
         if self.captions is not None and len(self.captions) != len(self):
             raise ValueError(f"{self.name}: {len(self.captions)} captions for {len(self)} images")
-        _check_keys(self.name, self.keys)
+        bounds = [-1, *self.left_out.values(), len(self) + len(self.left_out)]
+        if any(a >= b for a, b in itertools.pairwise(bounds)):
+            raise ValueError(f"{self.name}: {bounds[1:-1]} are no rows of images that are left out")
+        _check_keys(self.name, self.annotated()[0] if self.left_out else self.keys)
         labels = self._label_rows()
         for what, rows in labels.items():
             if len(rows.values) and rows.values.max() >= len(self.space):
@@ -211,8 +218,35 @@ class Manifest:
             out[self.difficult.pairs()] = DIFFICULT[difficult]
         return out
 
+    def annotated(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images of the raw annotations, k of them left out here.
+
+        Returns:
+          (keys unicode [n+k], rows int64 [n+k]): in their order there, and the row of each here,
+          -1 of those that are left out.
+        """
+        rows = np.full(len(self) + len(self.left_out), -1, np.int64)
+        there = np.ones(len(rows), bool)
+        there[list(self.left_out.values())] = False
+        others = np.array(list(self.left_out), str)
+        keys = np.empty(len(rows), np.promote_types(self.keys.dtype, others.dtype))
+        rows[there], keys[there], keys[~there] = np.arange(len(self)), self.keys, others
+        return keys, rows
+
+    def without(self, rows: Sequence[int]) -> Manifest:
+        """The images but those at `rows`, which become `left_out`; only of raw annotations."""
+        if self.left_out:
+            raise ValueError(f"{self.name}: images are left out already")
+        kept = np.ones(len(self), bool)
+        kept[list(rows)] = False
+        left_out = {str(self.keys[row]): int(row) for row in sorted(rows)}
+        return replace(self.take(kept), left_out=left_out)
+
     def take(self, rows: np.ndarray) -> Manifest:
-        """The images at positions `rows` [m] (or where a bool [n] is true), in that order."""
+        """The images at positions `rows` [m] (or where a bool [n] is true), in that order.
+
+        What is `left_out` is forgotten, as it goes by another order.
+        """
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         labels = {what: part.take(rows) for what, part in self._label_rows().items()}
@@ -222,10 +256,11 @@ class Manifest:
             **labels,
             captions=self.captions and tuple(self.captions[i] for i in rows),
             aux={name: part.take(rows) for name, part in self.aux.items()},
+            left_out={},
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of keys, label ids and all rows; captions and names do not count."""
+        """SHA-256 (hex) of keys, label ids and all rows here; captions and names do not count."""
         digest = hashlib.sha256()
         for start in range(0, len(self), _CHUNK):
             digest.update("".join(f"{k}\n" for k in self.keys[start : start + _CHUNK]).encode())
@@ -244,6 +279,7 @@ class Manifest:
             "name": self.name,
             "space": self.space.to_json(),
             "captions": self.captions,
+            "left_out": self.left_out,
         }
         arrays = {"text": np.frombuffer(json.dumps(text).encode(), np.uint8), "keys": self.keys}
         for what, rows in self._rows().items():
@@ -284,6 +320,7 @@ class Manifest:
                 difficult=rows.get("difficult"),
                 captions=None if captions is None else tuple(map(tuple, captions)),
                 aux={k.removeprefix("aux."): v for k, v in rows.items() if k.startswith("aux.")},
+                left_out=text.get("left_out", {}),
             )
         except OSError as error:
             raise UserError(

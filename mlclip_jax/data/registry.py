@@ -44,6 +44,7 @@ class DataSplits:
       train_space: labels of the training examples where they are others than those of evaluation
         (zero-shot, single to several labels).
       fingerprints: SHA-256 of images and labels by split, of data read from files.
+      left_out: by split, images that were missing or unreadable when they were prepared.
       matching: where labels of training and evaluation are matched by name, what was found.
     """
 
@@ -54,6 +55,7 @@ class DataSplits:
     protocol: str = "multi_label"
     train_space: LabelSpace | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     matching: Matching | None = None
 
     def report(self, *, short: bool = False) -> str:
@@ -69,7 +71,11 @@ class DataSplits:
             source = self.train if split == "train" else self.evals[split]
             space = self.train_space if split == "train" and self.train_space else self.space
             digest = digest[:12] if short else digest
-            lines.append(f"{split}: {len(source):,} images, {len(space):,} labels, sha256 {digest}")
+            left_out = self.left_out.get(split, 0)
+            without = f" without {left_out:,} missing or unreadable ones" if left_out else ""
+            lines.append(
+                f"{split}: {len(source):,} images{without}, {len(space):,} labels, sha256 {digest}"
+            )
         if self.matching is not None:
             matches = self.matching.report()
             lines.append(matches.partition(":\n")[0] if short else matches)
@@ -119,7 +125,7 @@ def _custom_part(config: CustomConfig, split: str) -> LabelledPart:
         raise UserError("custom data need data.data_dir, the folder of the images")
     manifest, folder = assemble.open_part("custom", split, config.data_dir)
     labels = protocols.Labels(manifest.label_matrix(), np.arange(len(manifest)))
-    return LabelledPart(manifest, labels, "custom", split, folder)
+    return LabelledPart(manifest, labels, "custom", split, folder, len(manifest.left_out))
 
 
 def _custom_labels(config: CustomConfig) -> LabelledPart:
@@ -237,6 +243,7 @@ def _open_images(
         train.manifest.space,
         config,
         fingerprints={split: part.fingerprint() for split, part in parts.items()},
+        left_out={split: part.left_out for split, part in parts.items()},
     )
 
 

@@ -330,10 +330,14 @@ def test_missing_images_may_be_left_out(coco):
     assert (done.images, done.left_out) == (2, 3)
     check(coco.raw, "coco", "train2014", coco.folder, manifest.take(np.array([0, 4])))
     assert len((coco.folder / "train2014.unreadable.txt").read_text().splitlines()) == 3
+    left_out = {str(manifest.keys[row]): row for row in (1, 2, 3)}
+    assert Manifest.load(coco.saved).left_out == left_out
     again = coco(allow_missing=True)
     assert (again.images, again.left_out, again.written) == (2, 3, False)
-    coco.saved.unlink()
-    assert not coco().written
+    for mend in (coco.saved.unlink, lambda: manifest.take(np.array([0, 4])).save(coco.saved)):
+        mend()
+        assert not coco().written
+        assert Manifest.load(coco.saved).left_out == left_out
     check(coco.raw, "coco", "train2014", coco.folder, manifest.take(np.array([0, 4])))
 
 

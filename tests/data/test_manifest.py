@@ -40,6 +40,7 @@ def same(a, b):
         and a.difficult == b.difficult
         and a.captions == b.captions
         and a.aux == b.aux
+        and a.left_out == b.left_out
     )
 
 
@@ -119,8 +120,12 @@ def test_take_by_position_and_by_mask():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"negatives": None, "difficult": None, "captions": None, "aux": {}}],
-    ids=["all", "least"],
+    [
+        {},
+        {"left_out": {"0 ü.jpg": 0, "b/2.jpg": 3}},
+        {"negatives": None, "difficult": None, "captions": None, "aux": {}},
+    ],
+    ids=["all", "left out", "least"],
 )
 def test_saved_and_pickled_manifests_are_the_same(tmp_path, changes):
     whole = manifest(**changes)
@@ -154,6 +159,37 @@ def test_any_manifest_survives_the_disk(tmp_path_factory, images):
     path = tmp_path_factory.mktemp("any") / "m.npz"
     whole.save(path)
     assert same(Manifest.load(path), whole)
+
+
+@given(st.data())
+def test_images_left_out_keep_their_rows(data):
+    keys = [f"{i}.jpg" for i in range(data.draw(st.integers(1, 9)))]
+    whole = Manifest("toy/train", SPACE, np.array(keys), Rows.from_lists([[0]] * len(keys)))
+    rows = data.draw(st.sets(st.integers(0, len(keys) - 1)))
+    part = whole.without(rows)
+    assert part.keys.tolist() == [key for i, key in enumerate(keys) if i not in rows]
+    assert list(part.left_out.items()) == [(keys[i], i) for i in sorted(rows)]
+    annotated, index = part.annotated()
+    assert annotated.tolist() == keys and index.dtype == np.int64
+    assert [i for i, row in enumerate(index) if row == -1] == sorted(rows)
+    assert part.keys[index[index >= 0]].tolist() == part.keys.tolist()
+    assert (
+        part.fingerprint() == whole.take(~np.isin(np.arange(len(keys)), list(rows))).fingerprint()
+    )
+    assert part.take(np.arange(len(part))).left_out == {}
+    if rows:
+        with pytest.raises(ValueError, match="left out already"):
+            part.without([0])
+
+
+def test_manifests_of_before_there_was_left_out(tmp_path):
+    manifest().save(tmp_path / "m.npz")
+    arrays = dict(np.load(tmp_path / "m.npz"))
+    text = json.loads(arrays["text"].tobytes())
+    assert text.pop("left_out") == {}
+    arrays["text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", **arrays)
+    assert same(Manifest.load(tmp_path / "old.npz"), manifest())
 
 
 def test_fingerprint_sees_keys_and_labels_only():
@@ -190,6 +226,11 @@ def test_fingerprint_sees_keys_and_labels_only():
         ({"positives": Rows.from_lists([[0], [], [3]])}, "class number 3 among the positives"),
         ({"negatives": Rows.from_lists([[0], [], []])}, "'a/1.jpg' has 'cat' among its positives"),
         ({"difficult": Rows.from_lists([[1], [], []])}, "negatives and its difficult"),
+        ({"left_out": {"a/1.jpg": 0}}, "'a/1.jpg' occurs more than once"),
+        ({"left_out": {"/d.jpg": 0}}, "'/d.jpg' is no path"),
+        ({"left_out": {"d.jpg": 4}}, "are no rows of images that are left out"),
+        ({"left_out": {"d.jpg": -1}}, "are no rows of images that are left out"),
+        ({"left_out": {"d.jpg": 1, "e.jpg": 1}}, "are no rows of images that are left out"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, message):

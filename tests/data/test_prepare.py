@@ -122,6 +122,40 @@ def test_missing_images(tmp_path, run):
     assert code == 0 and "remove that folder to try these again" in out[-2]
 
 
+def test_lists_of_images_of_which_some_are_missing(tmp_path, run):
+    """SPLC's lists of NUS-WIDE go by rows of all images."""
+    raw = tmp_path / "raw"
+    raw_folders_more.nuswide(raw)
+    # actor, baby, bus, castle, dog, man, zoo: a row of Imagelist.txt, the photo and its secret.
+    rows = {1: "2124494180", 2: "702409954", 3: "2124494181", 4: "2124494182", 5: "702409954"}
+    listed = [f"{row}_{photo}_02a15f03aa_m.jpg,{row}\n" for row, photo in rows.items()]
+    raw_folders.write_text(raw / "nus_train_singlelabel.txt", "".join(listed[:3]))
+    raw_folders.write_text(raw / "nus_val.txt", "".join(listed[3:]))
+    for key in ("actor/0001_2124494179.jpg", "bus/0018_702409954.jpg"):
+        (raw / "Flickr" / key).unlink()
+    code, _, errors = run("nuswide", f"--raw={raw}", "--parts=all", "--allow_missing")
+    assert code == 0, errors
+    config = {"name": "nus_spml_splc", "data_dir": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=r"nus_spml_splc: train has 2 .*\(1 were left out when it"):
+        registry.load(config, image_size=8, splits=["test"])
+    data = registry.load(config | {"check_sizes": False}, image_size=8, splits=["test"])
+    for source, expected in (
+        (
+            data.train,
+            {"Flickr/baby/0002_2124494180.jpg": 1, "Flickr/castle/0003_2124494181.jpg": 3},
+        ),
+        (
+            data.evals["test"],
+            {"Flickr/dog/0004_2124494182.jpg": 4, "Flickr/man/0215_702409954.jpg": 5},
+        ),
+    ):
+        labels = [int(source[i]["targets"].argmax()) for i in range(len(source))]
+        assert dict(zip(source.keys.tolist(), labels, strict=True)) == expected
+    train, test = data.report(short=True).splitlines()
+    assert train.startswith("train: 2 images without 1 missing or unreadable ones, 81 labels, sha")
+    assert test.startswith("test: 2 images, 81 labels, sha256 ")
+
+
 def test_mistakes_take_one_line(tmp_path, run):
     raw = raw_folders.coco(tmp_path / "raw")
     for args, words in (

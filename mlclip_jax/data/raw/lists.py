@@ -3,11 +3,13 @@
     read_text        SPLC, HSPNet: "2008_000003.jpg,14 18"; LMPT: "train2017/000000554625.jpg 0 62"
     read_ids         DBL: "2008_000023" or "554625"; labels are the corpus' own
     read_arrays      LargeLoss: formatted_train_images.npy and formatted_train_labels.npy
-    read_mldecoder   ML-Decoder: data.csv with `filepath,"['sky', 'water']",train`, and its classes
+    read_mldecoder   ML-Decoder: data.csv with `filepath,"['sky', 'water']",train`, and its classes,
+                     over which `over_classes` puts the images of the corpus
     with_captions    LMPT: "VOCdevkit/VOC2012/JPEGImages/2008_000023.jpg a bottle of beer and ..."
 
 Labels are numbers from 0, in the order of the label space, or names. `apply` finds the images in
-the manifest of the corpus, whatever part of their path a list writes.
+the manifest of the corpus, whatever part of their path a list writes, and passes over those that
+`mlclip prepare` left out.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from mlclip_jax.data.manifest import Manifest
+from mlclip_jax.data.manifest import Manifest, Rows
 from mlclip_jax.data.raw.common import (
     csv_rows,
     field,
@@ -129,33 +130,22 @@ def read_mldecoder(
     space: LabelSpace,
     *,
     split: str,
-    active: Literal["train", "test"],
 ) -> Listed:
-    """The images of one split of ML-Decoder's data.csv with a label among the active classes.
+    """The images of one split of ML-Decoder's data.csv that have a label of the space.
 
     Args:
       path: rows of a file, a list of label names as Python writes it, and a split.
       classes: JSON with lists of label names, "train class" and "test class".
-      space: the labels; those that are not active are unobserved.
+      space: the labels, all of `over_classes` or some; those that are not listed are negative, and
+        images without any are left out, as in the authors' code.
       split: "train" or "val", as the file has it.
-      active: "train" or "test": which classes count. Images without any are left out, as in the
-        authors' code.
 
     Raises:
       UserError: a file is malformed, has unknown labels, or no such split.
     """
-    path, classes = Path(path), Path(classes)
-    content = read_json(classes)
-    known = {
-        kind: list(map(str, field(classes, "top level", content, f"{kind} class", list)))
-        for kind in ("train", "test")
-    }
+    path = Path(path)
+    everything = set(_classes(Path(classes)).names)
     column = {name: i for i, name in enumerate(space.names)}
-    for i, name in enumerate(known[active]):
-        if name not in column:
-            raise unknown_label(classes, f"'{active} class'[{i}]", name, column)
-    everything = {*known["train"], *known["test"]}
-    columns = [column[name] for name in known[active]]
     names, places, targets = [], [], []
     for number, fields in csv_rows(path):
         if len(fields) != 3:
@@ -168,16 +158,45 @@ def read_mldecoder(
                 raise unknown_label(path, number, label, everything)
         if fields[2].strip() != split:
             continue
-        row = np.zeros(len(space), np.int8)
-        row[columns] = -1
-        row[[column[label] for label in labels if label in column and row[column[label]]]] = 1
-        if (row > 0).any():
+        if columns := [column[label] for label in labels if label in column]:
+            row = np.full(len(space), -1, np.int8)
+            row[columns] = 1
             names.append(fields[0])
             places.append(number)
             targets.append(row)
     if not names:
-        raise UserError(f"{path} has no image of the split {split!r} with a {active} class")
+        raise UserError(
+            f"{path} has no image of the split {split!r} with one of the {len(space)} labels"
+        )
     return _listed(path, names, places, np.array(targets))
+
+
+def over_classes(manifest: Manifest, classes: str | Path) -> Manifest:
+    """The images of a corpus, without their labels, over the classes of ML-Decoder's JSON.
+
+    Returns:
+      A manifest over the "train class", then the "test class", with subsets "seen" and "unseen".
+
+    Raises:
+      UserError: the file is malformed, or a class stands there twice.
+    """
+    none = Rows.from_lists([()] * len(manifest))
+    own = {"negatives": None, "difficult": None, "aux": {}}
+    return replace(manifest, space=_classes(Path(classes)), positives=none, **own)
+
+
+def _classes(path: Path) -> LabelSpace:
+    content = read_json(path)
+    seen, unseen = (
+        tuple(map(str, field(path, "top level", content, f"{kind} class", list)))
+        for kind in ("train", "test")
+    )
+    count = len(seen) + len(unseen)
+    subsets = {"seen": tuple(range(len(seen))), "unseen": tuple(range(len(seen), count))}
+    try:
+        return LabelSpace(seen + unseen, subsets=subsets, name="nus1006")
+    except UserError as error:
+        raise malformed(path, "its classes", str(error)) from error
 
 
 def apply(manifest: Manifest, listed: Listed) -> tuple[np.ndarray, np.ndarray]:
@@ -185,20 +204,22 @@ def apply(manifest: Manifest, listed: Listed) -> tuple[np.ndarray, np.ndarray]:
 
     A name is matched with the end of a key, or a key with the end of a name, by whole folders;
     names without an ending as `read_ids` says; and SPLC's names of NUS-WIDE with the rows of a
-    manifest in the order of Imagelist.txt.
+    manifest in the order of Imagelist.txt. Images that are `left_out` of the manifest keep their
+    rows in this, and their entries are dropped.
 
     Args:
       manifest: of the corpus part or parts that the list draws from.
       listed: as the functions above read it.
 
     Returns:
-      (targets int8 [m c], index int64 [m]): labels, and rows of `manifest`, in the list's order.
+      (targets int8 [m' c], index int64 [m']): labels, and rows of `manifest`, in the list's order;
+      m - m' images are left out.
 
     Raises:
       UserError: an image that the manifest has not, has more than once, or that is listed twice.
       ValueError: targets over another number of labels than the manifest's.
     """
-    index = _rows(manifest, listed)
+    there, index = _rows(manifest, listed)
     if listed.targets is None:
         return manifest.take(index).label_matrix(), index
     if listed.targets.shape[1] != len(manifest.space):
@@ -206,7 +227,7 @@ def apply(manifest: Manifest, listed: Listed) -> tuple[np.ndarray, np.ndarray]:
             f"{listed.path} was read over {listed.targets.shape[1]} labels, "
             f"but {manifest.name} has {len(manifest.space)}"
         )
-    return listed.targets, index
+    return listed.targets[there], index
 
 
 def with_captions(manifest: Manifest, path: str | Path) -> Manifest:
@@ -229,9 +250,9 @@ def with_captions(manifest: Manifest, path: str | Path) -> Manifest:
         places.append(number)
         texts.append(text.strip())
     captions: list[tuple[str, ...]] = [()] * len(manifest)
-    rows = _rows(manifest, _listed(path, names, places, None))
-    for row, text in zip(rows, texts, strict=True):
-        captions[row] = (text,)
+    there, rows = _rows(manifest, _listed(path, names, places, None))
+    for i, row in zip(there, rows, strict=True):
+        captions[row] = (texts[i],)
     return replace(manifest, captions=tuple(captions))
 
 
@@ -273,9 +294,10 @@ def _names(path: Path, line: int, text: str) -> list[str]:
     return names
 
 
-def _rows(manifest: Manifest, listed: Listed) -> np.ndarray:
-    """The row of each listed image: int64 [m]."""
-    keys = manifest.keys.tolist()
+def _rows(manifest: Manifest, listed: Listed) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the listed images are not left out, and their rows: both int64 [m']."""
+    annotated, row_of = manifest.annotated()
+    keys = annotated.tolist()
     by_stem: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         by_stem.setdefault(_stem(key), []).append(row)
@@ -295,7 +317,14 @@ def _rows(manifest: Manifest, listed: Listed) -> np.ndarray:
                 listed.path, place, f"image {name!r} is listed before, at {spot(first[rows[0]])}"
             )
         first[rows[0]] = place
-    return np.fromiter(first, np.int64, len(first))
+    index = row_of[np.fromiter(first, np.int64, len(first))]
+    there = np.flatnonzero(index >= 0)
+    if not len(there):
+        raise UserError(
+            f"{manifest.name}: all images of {listed.path} were left out when it was prepared: put "
+            "them in place, remove the prepared folder and run `mlclip prepare` again"
+        )
+    return there, index[there]
 
 
 def _stem(path: str) -> str:

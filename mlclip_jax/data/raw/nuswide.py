@@ -14,6 +14,7 @@ classes of the zero-shot benchmarks, and the concepts in `aux["concepts81"]`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def joined(manifest: Manifest) -> Manifest:
     positives = Rows.from_pairs(
         np.concatenate([rows, others]), np.concatenate([tags, concepts + len(seen)]), len(manifest)
     )
-    return Manifest(manifest.name, space, manifest.keys, positives)
+    return replace(manifest, space=space, positives=positives, aux={})
 
 
 def _filled(path: Path) -> Iterator[tuple[int, str]]:

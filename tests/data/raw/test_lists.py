@@ -252,6 +252,35 @@ def test_splc_names_of_nus_are_rows_of_the_whole_list(tmp_path):
             rows(f"{name},0\n")
 
 
+def test_images_that_were_left_out_are_passed_over(tmp_path):
+    manifest = corpus().without([0, 2])
+    text = "zoo/0007_11.jpg,3\nactor/0001_2124494179.jpg,1\nFlickr/bus/0018_702409954.jpg,0\n"
+    targets, index = lists.apply(manifest, lists.read_text(write(tmp_path, text), SPACE))
+    assert index.tolist() == [1, 0]
+    np.testing.assert_array_equal(targets, [[0, 0, 0, 1], [1, 0, 0, 0]])
+    # Rows of the whole list, of which the first and the third are not there.
+    text = "2_702409954_02a15f03aa_m.jpg,0\n3_11_aa_m.jpg,1\n1_702409954_bb.jpg,2\n"
+    targets, index = lists.apply(manifest, lists.read_text(write(tmp_path, text), SPACE))
+    assert index.tolist() == [1, 0] and targets.argmax(1).tolist() == [1, 2]
+    _, index = lists.apply(manifest, lists.read_ids(write(tmp_path, "0007_11\n0215_702409954\n")))
+    assert index.tolist() == [1]
+    text = "".join(f"{key} picture {i}\n" for i, key in enumerate(KEYS))
+    captions = lists.with_captions(manifest, write(tmp_path, text)).captions
+    assert captions == (("picture 1",), ("picture 3",))
+    # What is wrong in a list is so whether or not images are left out.
+    for text, message in (
+        ("zoo/0007_12.jpg,3\n", "line 1: toy/train has no image"),
+        ("0_11_aa.jpg,3\n", "line 1: toy/train has no image"),
+        (f"{KEYS[0]},3\n{KEYS[0]},3\n", "line 2: .* is listed before, at line 1"),
+        (f"{KEYS[0]},3\n{KEYS[2]},3\n", r"all images of .*list\.txt were left out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            lists.apply(manifest, lists.read_text(write(tmp_path, text), SPACE))
+    with pytest.raises(UserError, match=r"has 2 images with the name '1.jpg'"):
+        part = corpus(["a/1.jpg", "b/1.jpg"]).without([0])
+        lists.apply(part, lists.read_ids(write(tmp_path, "1.jpg")))
+
+
 @settings(max_examples=50)
 @given(
     st.dictionaries(st.integers(0, 99), st.lists(st.integers(0, 3), max_size=4), min_size=1),
