@@ -203,7 +203,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _index(path: Path) -> _Index:
-    """The files of an archive, scanned once a process: training shuffles all of them (1k: 47 MiB)."""
+    """The files of an archive, scanned once a process: training shuffles them (1k: 47 MiB)."""
     status = path.stat()
     return _read_index(path, status.st_mtime_ns, status.st_size)
 
