@@ -148,6 +148,7 @@ def downloads():
     for corpus in ("nuswide", "cub", "vg", "openimages", "imagenet"):
         getattr(more, corpus)(folder / corpus)
     more.imagenet21k(folder / "imagenet")
+    more.mldecoder(folder / "nuswide")
     # The aliases are the page's own; these tiny classes have none of the labels.
     for path, text in {
         "coco/coco_train_singlelabel.txt": "COCO_train2014_000000000057.jpg,0\n"

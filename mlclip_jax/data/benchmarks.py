@@ -36,7 +36,7 @@ class Split:
       size: images after the view; None where nobody has published it.
       view: what its labels show, as `data.protocols` reads it.
       listed: name of the published file that lists images and labels; "" for the corpus' own. Of
-        arrays, the one of the images.
+        arrays, the one of the images; of a CSV, the labels are those of its file of classes.
       complete: whether labels that a list does not give are negative, not unobserved.
       captions: name of a published file of captions, which is used where it is there.
       difficult: what labels with difficult objects only are (`Manifest.label_matrix`).
@@ -56,8 +56,8 @@ class Split:
 
     @property
     def list_files(self) -> tuple[str, ...]:
-        """Names of the published files of its images and labels: none, a list or two arrays."""
-        names = self.listed, array_of_labels(self.listed)
+        """Names of the published files of its images and labels: none, a list or two files."""
+        names = self.listed, file_of_labels(self.listed)
         return tuple(dict.fromkeys(filter(None, names)))
 
 
@@ -137,6 +137,7 @@ _LEFT = "the lists of SPLC (Zhang et al., 2021) with a share of the labels left"
 _LARGELOSS = "Cole et al. (2021) and LargeLoss (Kim et al., 2022): a fifth held out, seed 1200"
 _SARB = "SARB (Pu et al., 2022), seed 0"
 _MKT = "LESA, BiAM and MKT (He et al., 2023): the official split, every test image"
+_MLDECODER = "ML-Decoder (Ridnik et al., 2023) and ADDS: its own lists of images and labels"
 _LT = "Wu et al. (2020), as LMPT (Xia et al., 2024) runs it"
 _ADDS = "ADDS (Xu et al., 2023): trained on single labels, tested on several"
 
@@ -187,10 +188,17 @@ def _zero_shot(corpus: str) -> list[Benchmark]:
     def seen() -> LabelSpace:
         return make().select("seen")
 
-    return [
+    benchmarks = [
         Benchmark(f"{corpus}_{task}", make, train, None, test, _MKT, protocol, "files", seen)
         for task in ("zsl", "gzsl")
     ]
+    if corpus == "nus":
+        listed = Split("nuswide", "all", None, listed="data.csv")
+        train, protocol = dataclasses.replace(listed, labels="seen"), "nus_zsl_mldecoder"
+        benchmarks.append(
+            Benchmark(protocol, make, train, None, listed, _MLDECODER, protocol, "files", seen)
+        )
+    return benchmarks
 
 
 def _splc(corpus: str, space: Callable[[], LabelSpace], train: Split, test: Split) -> Benchmark:
@@ -315,7 +323,7 @@ _BENCHMARKS: dict[str, Benchmark] = {
             _LT,
             "long_tail",
         ),
-        # MKT; on NUS-WIDE ADDS too.
+        # MKT; on NUS-WIDE ADDS, with ML-Decoder's lists, too.
         *_zero_shot("nus"),
         *_zero_shot("openimages"),
         # ADDS, Tables 3, 4 and 8. Labels are dropped after the first 15,000 classes are taken.
@@ -357,8 +365,10 @@ def needs(benchmark: Benchmark) -> dict[str, str]:
     return {corpus: "; ".join(files) for corpus, files in found.items()}
 
 
-def array_of_labels(images: str) -> str:
-    """Name of the array of labels that belongs to an array of images; of a list, its own."""
+def file_of_labels(images: str) -> str:
+    """Name of the file of labels that goes with an array of images or a CSV; of a list, its own."""
+    if images.endswith(".csv"):
+        return "benchmark_81_v0.json"
     return images.replace("images", "labels") if images.endswith(".npy") else images
 
 

@@ -319,11 +319,20 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             Protocol("scenes", (AveragePrecision(by_subset=True), AtTopK(3))),
             # HSPNet, SPLC, ML-Decoder, DualCoOp on COCO, VOC, NUS, CUB.
             Protocol("asl", (_ASL, AtThreshold(0.5), AtTopK(3)), scores="sigmoid"),
-            # MKT and ADDS: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.
+            # MKT: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.
             Protocol(
                 "nus_zsl",
                 (_KNOWN, F1AtK(3), F1AtK(5)),
                 tasks=(Task("ZSL", "unseen"), Task("GZSL")),
+            ),
+            # ML-Decoder and ADDS: the same labels, and the images with one of those in question.
+            Protocol(
+                "nus_zsl_mldecoder",
+                (_ASL, F1AtK(3), F1AtK(5)),
+                tasks=(
+                    Task("ZSL", "unseen", images="with_positive"),
+                    Task("GZSL", images="with_positive"),
+                ),
             ),
             # MKT on Open Images: 400 unseen, and all 7,586 labels.
             Protocol(

@@ -7,6 +7,7 @@ included: at least four for training and two for testing.
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,22 @@ def nuswide(
     write(raw / "NUS_WID_Tags/TagList1k.txt", end.join(NUS_TAGS) + end)
     for seed, image in enumerate(everything):
         write(raw / "Flickr" / image.replace("\\", "/"), jpeg(seed))
+
+
+def mldecoder(raw: Path) -> None:
+    """ML-Decoder's lists of NUS-WIDE: a split of its own, paths of either kind of download."""
+    classes = {"train class": ["nature", "blue"], "test class": ["sky", "zebra"]}
+    write(raw / "benchmark_81_v0.json", json.dumps(classes))
+    rows = (
+        "actor/0001_2124494179.jpg,\"['nature', 'sky']\",train",
+        "castle/0003_2124494181.jpg,\"['nature', 'blue']\",train",
+        "baby/0002_2124494180.jpg,['zebra'],train",
+        "images/4_2124494182_02a15f03aa_m.jpg,\"['blue', 'sky']\",val",
+        "bus/0018_702409954.jpg,['nature'],val",
+        "man/0215_702409954.jpg,[],val",
+        "zoo/0007_11.jpg,['zebra'],val",
+    )
+    write(raw / "data.csv", "\n".join(["filepath,label,split_name", *rows]))
 
 
 def cub_attributes(image: int) -> set[int]:

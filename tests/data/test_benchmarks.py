@@ -310,6 +310,37 @@ def test_zero_shot_on_nus(tmp_path, load, name):
     assert (len(train), len(whole), whole.names[0]) == (925, 1006, "class 0")
 
 
+def test_zero_shot_on_nus_with_the_lists_of_mldecoder(tmp_path, load):
+    raw_folders_more.nuswide(tmp_path)
+    name = "nus_zsl_mldecoder"
+    with pytest.raises(
+        UserError, match=r"data.csv and benchmark_81_v0.json, and there is no .*csv"
+    ):
+        load(name, tmp_path)
+    raw_folders_more.mldecoder(tmp_path)
+    data = load(name, tmp_path)
+    assert data.protocol == name and data.train_space.names == ("nature", "blue")
+    assert data.space.names == ("nature", "blue", "sky", "zebra")
+    assert keys(data.train) == [
+        "Flickr/actor/0001_2124494179.jpg",
+        "Flickr/castle/0003_2124494181.jpg",
+    ]
+    assert data.train.labels.targets.tolist() == [[1, -1], [1, 1]]
+    # Photos that the official lists train on are evaluated; none is there without a label.
+    assert [key[7:10] for key in keys(data.evals["test"])] == ["dog", "bus", "zoo"]
+    assert positives(data.evals["test"]) == [[1, 2], [0], [3]]
+    assert (data.evals["test"].labels.targets != 0).all()
+    spaces = registry.label_spaces({"name": name, "data_dir": str(tmp_path)})
+    assert spaces == (data.train_space, data.space)
+    assert [len(space) for space in registry.label_spaces({"name": name})] == [925, 1006]
+    for file in ("data.csv", "benchmark_81_v0.json"):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (tmp_path / file).rename(tmp_path / "elsewhere" / file)
+    path = str(tmp_path / "elsewhere/data.csv")
+    again = load(name, tmp_path, train_list=path, test_list=path, trained=data.space)
+    assert again.fingerprints == data.fingerprints
+
+
 def test_zero_shot_on_open_images(tmp_path, load, monkeypatch):
     raw_folders_more.openimages(tmp_path)
     dense = load("openimages_zsl", tmp_path)

@@ -51,6 +51,8 @@ def download(raw, corpus, named):
         raw_folders_more.imagenet21k(raw)
     else:
         (getattr(raw_folders, corpus, None) or getattr(raw_folders_more, corpus))(raw)
+    if corpus == "nuswide":
+        raw_folders_more.mldecoder(raw)
     nus = "0_2124494179_02a15f03aa_m.jpg,7 8\n1_2124494180_02a15f03aa_m.jpg,1\n"
     coco = "COCO_train2014_000000000057.jpg,0\nCOCO_train2014_000000480023.jpg, 51\n"
     texts = {
@@ -67,6 +69,12 @@ RUNS = [
     ("coco_spml_splc", "hspnet/coco.py", {"coco": "coco2014"}, {}),
     ("custom", "coop/benchmark.py:data=custom", {"custom": "custom"}, {}),
     ("nus_gzsl", "coop/benchmark.py:data=nus_gzsl", {"nuswide": "nuswide"}, {}),
+    (
+        "nus_zsl_mldecoder",
+        "coop/benchmark.py:data=nus_zsl_mldecoder",
+        {"nuswide": "nuswide"},
+        {},
+    ),
     ("voc_spml_largeloss", "hspnet/voc.py:setup=largeloss", {"voc": "voc2012"}, {}),
     ("voc_lt", "coop/benchmark.py:data=voc_lt", {"voc": "voc"}, {}),
     ("coco_partial(0.9)", "hspnet/coco.py:setup=partial(0.9)", {"coco": "coco2014"}, AT_64),

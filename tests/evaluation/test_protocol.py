@@ -126,6 +126,23 @@ def test_nus_keeps_every_image(problem, entries):
     assert hits == pytest.approx(round(hits))  # precision over all 50 images
 
 
+def test_mldecoder_keeps_images_with_a_label_of_the_task(problem, entries):
+    scores, targets = problem
+    targets = np.where(targets > 0, 1, -1).astype(np.int8)  # its lists are complete
+    targets[:5, UNSEEN], targets[:2] = -1, -1
+    protocol = PROTOCOLS["nus_zsl_mldecoder"]
+    found = values(protocol.measure(scores, targets, SPACE))
+    for task, columns in (("ZSL", np.array(UNSEEN)), ("GZSL", np.arange(targets.shape[1]))):
+        part = targets[:, columns]
+        rows = (part > 0).any(1)
+        assert 0 < rows.sum() < len(rows)
+        of_all, part = scores[rows][:, columns], part[rows]
+        ap = np.nan_to_num(metrics.average_precision(of_all, part, assume_negative=True))
+        assert found[f"{task}/mAP"] == pytest.approx(ap.mean(), rel=1e-12)
+        figures = metrics.precision_recall_f1(of_all, part, k=3, assume_negative=True)
+        assert found[f"{task}/F1@3"] == pytest.approx(figures["OF1"], rel=1e-12)
+
+
 def test_open_images_keeps_images_with_a_positive(problem, entries):
     scores, targets = problem
     protocol = dataclasses.replace(

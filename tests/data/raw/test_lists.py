@@ -156,13 +156,19 @@ zoo/0007_11.jpg,"['sky', 'cat']",val
 @pytest.mark.parametrize("text", [CSV, CSV.partition("\n")[2], CSV.rstrip()])
 def test_mldecoder_files(tmp_path, text):
     files = mldecoder(tmp_path, text)
-    listed = lists.read_mldecoder(*files, SPACE, split="train", active="train")
-    targets, index = lists.apply(corpus(), listed)
-    # No sky nor water in the third: left out. Labels that are not active are unobserved.
-    assert index.tolist() == [0, 1]
-    np.testing.assert_array_equal(targets, [[1, 1, 0, 0], [1, -1, 0, 0]])
-    listed = lists.read_mldecoder(*files, SPACE, split="val", active="test")
-    np.testing.assert_array_equal(listed.targets, [[0, 0, 1, 0]])
+    manifest = lists.over_classes(corpus(aux={"x": Rows.from_lists([[0]] * 4)}), files[1])
+    space = manifest.space
+    assert space.names == ("sky", "water", "cat") and not manifest.positives.values.size
+    assert space.subsets == {"seen": (0, 1), "unseen": (2,)} and not manifest.aux
+    seen = lists.read_mldecoder(*files, space.select("seen"), split="train")
+    # No sky nor water in the third: left out.
+    assert seen.names == ("actor/0001_2124494179.jpg", "bus/0018_702409954.jpg")
+    np.testing.assert_array_equal(seen.targets, [[1, 1], [1, -1]])
+    targets, index = lists.apply(manifest, lists.read_mldecoder(*files, space, split="train"))
+    assert index.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(targets, [[1, 1, -1], [1, -1, 1], [-1, -1, 1]])
+    listed = lists.read_mldecoder(*files, space, split="val")
+    np.testing.assert_array_equal(listed.targets, [[1, -1, 1]])
 
 
 @pytest.mark.parametrize(
@@ -175,19 +181,19 @@ def test_mldecoder_files(tmp_path, text):
         ("a.jpg," + "[" * 5000 + ",train", None, "line 1: .* is no list of names"),
         ("a.jpg,['skyy'],train", None, "line 1: unknown label 'skyy'; did you mean 'sky'"),
         ("a.jpg,\"['sky'],train", None, "line 1: not CSV"),
-        ("a.jpg,['sky'],test", None, "no image of the split 'train' with a train class"),
+        ("a.jpg,['sky'],test", None, "no image of the split 'train' with one of the 4 labels"),
         ("a.jpg,['sky'],train", {"train class": ["sky"]}, "'test class'"),
         (
             "a.jpg,['sky'],train",
-            {"train class": ["sea"], "test class": []},
-            r"'train class'\[0\]: unknown label 'sea'",
+            {"train class": ["sky", "sea"], "test class": ["sea"]},
+            r"classes.json, its classes: .*sea",
         ),
     ],
 )
 def test_malformed_mldecoder_files_are_named(tmp_path, text, classes, message):
     files = mldecoder(tmp_path, text, classes)
     with pytest.raises(UserError, match=message):
-        lists.read_mldecoder(*files, SPACE, split="train", active="train")
+        lists.read_mldecoder(*files, SPACE, split="train")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +319,7 @@ def test_any_bytes_are_a_list_or_a_clear_error(tmp_path_factory, content):
 
 FORMS = {
     "data.csv": lambda at: lists.read_mldecoder(
-        at / "data.csv", at / "classes.json", SPACE, split="train", active="train"
+        at / "data.csv", at / "classes.json", SPACE, split="train"
     ),
     "images.npy": lambda at: lists.read_arrays(at / "images.npy", at / "labels.npy", SPACE),
 }
