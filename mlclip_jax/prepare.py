@@ -16,34 +16,16 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlclip_jax.data.raw import NEEDED
 from mlclip_jax.errors import UserError, exit_code
 
 if TYPE_CHECKING:
     from mlclip_jax.data.builders import Prepared
-
-# The parts that are prepared where none are named, and a file or folder that each one needs.
-_COCO = ("train2014", "val2014", "train2017", "val2017")
-_VOC = ("train2012", "val2012", "trainval2012", "trainval2007", "test2007")
-_CORPORA: Mapping[str, Mapping[str, str]] = {
-    "coco": {part: f"annotations/instances_{part}.json" for part in _COCO},
-    "voc": {part: f"VOCdevkit/VOC{part[-4:]}/ImageSets/Main/{part[:-4]}.txt" for part in _VOC},
-    "nuswide": {
-        "test": "Groundtruth/TrainTestLabels",
-        "all": "Groundtruth/AllLabels",
-        "train_tags": "NUS_WID_Tags/Train_Tags1k.dat",
-        "test_tags": "NUS_WID_Tags/Test_Tags1k.dat",
-    },
-    "cub": dict.fromkeys(("train", "test"), "CUB_200_2011"),
-    "vg": {part: f"{part}_list_500.txt" for part in ("train", "test")},
-    "openimages": {part: part for part in ("train", "validation", "test")},
-    "imagenet": {"train": "train", "val": "val", "21k_15000x100": "words.txt"},
-    "custom": dict.fromkeys(("train", "validation", "test"), ""),
-}
 
 
 def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
@@ -52,7 +34,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         description="Make the original download of a corpus ready for training.",
     )
     parser.add_argument(
-        "corpus", help=f"one of {', '.join(_CORPORA)}; with a year or size, such as coco2014 or "
+        "corpus", help=f"one of {', '.join(NEEDED)}; with a year or size, such as coco2014 or "
         "imagenet21k, only those parts of it",
     )  # fmt: skip
     parser.add_argument("--raw", type=Path, help="folder of the download, as its archives unpack")
@@ -110,28 +92,28 @@ def run(options: argparse.Namespace) -> int:
 
 def _corpus(name: str) -> tuple[str, list[str]]:
     """The corpus that a name begins with, and its usual parts, of the year or size after it."""
-    for corpus, parts in _CORPORA.items():
+    for corpus, parts in NEEDED.items():
         rest = name.removeprefix(corpus)
         found = [part for part in parts if not rest or rest in re.findall(r"\d+k?", part)]
         if name.startswith(corpus) and found:
             return corpus, found
     from mlclip_jax.spec import unknown
 
-    raise unknown("corpus", name, _CORPORA)
+    raise unknown("corpus", name, NEEDED)
 
 
 def _present(raw: Path, corpus: str, parts: Sequence[str]) -> list[str]:
     """The parts whose annotations are there; says which are not."""
-    needed = _CORPORA[corpus]
-    found = [part for part in parts if (raw / needed[part]).exists()]
-    if corpus == "custom":
-        found = _custom_parts(raw, parts)
+    needed = NEEDED[corpus]
+    annotated = [part for part in parts if any(raw.glob(needed[part]))]
+    found = _custom_parts(raw, parts) if corpus == "custom" else annotated
     if not found:
         raise UserError(f"{raw} has no {' or '.join(dict.fromkeys(needed[p] for p in parts))}: is "
                         f"it the folder of {corpus}, and is everything unpacked?")  # fmt: skip
     for part in parts:
         if part not in found:
-            print(f"{corpus}/{part}: not there" + (needed[part] and f" (no {needed[part]})"))
+            why = "" if part in annotated else f" (no {needed[part]})"
+            print(f"{corpus}/{part}: not there{why}")
     return found
 
 
@@ -161,7 +143,10 @@ def _prepare(options: argparse.Namespace, corpus: str, part: str) -> Prepared:
 
     name = f"{corpus}/{part}"
     seconds = 0.5 if sys.stderr.isatty() else 30  # between two lines of a log
-    progress = partial(tqdm, desc=name, unit="image", file=sys.stderr, mininterval=seconds)
+    progress = partial(
+        tqdm, desc=name, unit="image", file=sys.stderr, mininterval=seconds,
+        delay=0.1,  # no bar before there is something to count
+    )  # fmt: skip
     if options.tfds is not None:
         with progress() as bar:
             return foreign.link(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlclip_jax.data import benchmarks, protocols
+from mlclip_jax.data import benchmarks, protocols, raw
 from mlclip_jax.data.benchmarks import Benchmark, Split
 from mlclip_jax.data.manifest import Manifest, Rows
 from mlclip_jax.data.protocols import Labels, SparseTargets
@@ -69,9 +69,18 @@ class LabelledPart:
 
 
 def corpus_folder(data_dir: str, corpus: str) -> Path:
-    """The folder of a corpus: in `data_dir` the one of its name, if there is one, or `data_dir`."""
-    folder = Path(data_dir) / corpus
-    return folder if folder.is_dir() else Path(data_dir)
+    """The folder of a corpus: in `data_dir` the one of its name, or `data_dir` itself.
+
+    Images may be in a folder of that name too: what makes it the one is a prepared part or
+    annotations, unless `data_dir` has none either.
+    """
+    marks = {manifest_path(Path(), "*").name, *raw.NEEDED[corpus].values()}
+
+    def holds(folder: Path) -> bool:
+        return any(any(folder.glob(mark)) for mark in marks)
+
+    whole, folder = Path(data_dir), Path(data_dir) / corpus
+    return folder if folder.is_dir() and (holds(folder) or not holds(whole)) else whole
 
 
 def manifest_path(folder: Path, part: str) -> Path:
@@ -166,7 +175,7 @@ def label(
         left_out = len(manifest.left_out)
     labels = protocols.apply(split.view, labels, subsets=manifest.space.subsets, keys=manifest.keys)
     if check_size and split.size is not None and len(labels.index) != split.size:
-        left = f" ({left_out:,} were left out when it was prepared)" if left_out else ""
+        left = f" ({left_out:,} left out when it was prepared)" if left_out else ""
         raise UserError(
             f"{benchmark.name}: {name} has {len(labels.index):,} images, but {split.size:,} are "
             f"published: check that {folder} is complete{left}, or set data.check_sizes=False"

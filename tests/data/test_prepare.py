@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 
 import pytest
 import raw_folders
@@ -10,6 +11,7 @@ import raw_folders_more
 
 from mlclip_jax import cli, prepare
 from mlclip_jax.data import benchmarks, builders, foreign, registry
+from mlclip_jax.data.raw import NEEDED
 from mlclip_jax.errors import UserError
 
 
@@ -75,6 +77,7 @@ def test_named_parts_only(tmp_path, run):
     code, out, _ = run("custom", f"--raw={tmp_path / 'own'}")
     assert code == 0 and parts(tmp_path, "custom") == {"train"}
     assert "custom/validation: not there" in out
+    assert not any("labels." in line for line in out)
 
 
 def test_published_lists_come_along(tmp_path, run):
@@ -122,6 +125,22 @@ def test_missing_images(tmp_path, run):
     assert code == 0 and "remove that folder to try these again" in out[-2]
 
 
+def test_no_bar_where_there_is_nothing_to_do(tmp_path, capsys, monkeypatch):
+    raw = raw_folders.coco(tmp_path / "raw")
+    args = ["coco2014", f"--raw={raw}", f"--data_dir={tmp_path / 'out'}", "--parts=val2014"]
+    original = builders._write
+
+    def slow(*args):
+        time.sleep(0.6)
+        return original(*args)
+
+    monkeypatch.setattr(builders, "_write", slow)
+    monkeypatch.setattr(prepare.sys.stderr, "isatty", lambda: True)
+    for bar in (True, False):
+        assert prepare.main(args) == 0
+        assert ("coco/val2014: 100%" in capsys.readouterr().err) == bar
+
+
 def test_lists_of_images_of_which_some_are_missing(tmp_path, run):
     """SPLC's lists of NUS-WIDE go by rows of all images."""
     raw = tmp_path / "raw"
@@ -136,7 +155,7 @@ def test_lists_of_images_of_which_some_are_missing(tmp_path, run):
     code, _, errors = run("nuswide", f"--raw={raw}", "--parts=all", "--allow_missing")
     assert code == 0, errors
     config = {"name": "nus_spml_splc", "data_dir": str(tmp_path / "out")}
-    with pytest.raises(UserError, match=r"nus_spml_splc: train has 2 .*\(1 were left out when it"):
+    with pytest.raises(UserError, match=r"nus_spml_splc: train has 2 .*\(1 left out when it"):
         registry.load(config, image_size=8, splits=["test"])
     data = registry.load(config | {"check_sizes": False}, image_size=8, splits=["test"])
     for source, expected in (
@@ -202,10 +221,10 @@ def test_data_of_tfds(tmp_path, run, monkeypatch):
 
 
 def test_every_usual_part_is_one_of_its_reader():
-    for corpus, usual in prepare._CORPORA.items():
+    for corpus, usual in NEEDED.items():
         module = importlib.import_module(f"mlclip_jax.data.raw.{corpus}")
         assert set(usual) <= set(module.PARTS)
     for name in benchmarks.NAMES:
         benchmark = benchmarks.resolve(f"{name}(0.5)" if "partial" in name else name)
         for split in (benchmark.train, benchmark.test):
-            assert split.part in prepare._CORPORA[split.corpus]
+            assert split.part in NEEDED[split.corpus]
