@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -26,22 +27,31 @@ from mlclip_jax.training.mesh import make_mesh
 class Blocks(toys.Blocks):
     """Toys that can be cached."""
 
+    sign = 1  # of the targets
+    read: ClassVar = []  # images, by number
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return self.example(i)
+
+    def example(self, i):
+        example = super().__getitem__(i)
+        return {**example, "targets": self.sign * example["targets"]}
+
     def annotations(self, i):
-        return {name: value for name, value in self[i].items() if name != "image"}
+        return {name: value for name, value in self.example(i).items() if name != "image"}
 
     def identity(self):
         return {"name": "blocks", "seed": self.seed}
 
     def class_counts(self):
-        return sum(self[i]["targets"] > 0 for i in range(len(self)))
+        return sum(self.annotations(i)["targets"] > 0 for i in range(len(self)))
 
 
 class Relabelled(Blocks):
     """The training images with other labels."""
 
-    def __getitem__(self, i):
-        example = super().__getitem__(i)
-        return {**example, "targets": -example["targets"]}
+    sign = -1
 
 
 class Pointing(toys.Tower):
@@ -192,6 +202,15 @@ def test_images_are_opened_once(tmp_path, world, capsys):
     run(tmp_path / "b", config(tmp_path / "cache", seed=1), quiet=False)
     assert len(world) == 52  # another seed draws nothing anew: nothing is random
     assert "to compute first" not in capsys.readouterr().out
+
+
+def test_no_image_is_read_any_more(tmp_path, world):
+    settings = config(tmp_path / "cache")
+    run(tmp_path / "a", settings)
+    Blocks.read.clear()
+    run(tmp_path / "b", settings)
+    assert len(Blocks.read) == 2 * 8  # a few of each split, for the key
+    assert rows(tmp_path / "b") == rows(tmp_path / "a")
 
 
 def test_other_weights_and_dtypes_have_features_of_their_own(tmp_path, world):
