@@ -13,6 +13,7 @@ import pytest
 
 from mlclip_jax import cli, evaluate, export, prepare, tag, train
 from mlclip_jax.data import benchmarks
+from mlclip_jax.data.raw import NEEDED
 from mlclip_jax.training import loop, scoring
 from mlclip_jax.training.build import check_settings
 from mlclip_jax.training.config import parse_config
@@ -71,7 +72,7 @@ def test_every_command_parses(words, monkeypatch):
 
 def test_every_corpus_is_shown():
     shown = {prepare._corpus(words[1])[0] for words in commands(DATA) if words[0] == "prepare"}
-    assert shown == set(prepare._CORPORA)
+    assert shown == set(NEEDED)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -116,6 +117,20 @@ def test_the_table_of_benchmarks():
     text = DATA.read_text(encoding="utf-8")
     shown = text[text.index(MARK) :].split("-->", 1)[1].split("\n## ", 1)[0].strip()
     assert shown == table(), f"docs/data.md should have:\n{table()}"
+
+
+@pytest.mark.parametrize("corpus", ["voc", "nuswide"])
+def test_the_parts_of_each_benchmark(corpus):
+    needed = {}
+    for name in benchmarks.NAMES:
+        one = benchmarks.resolve(f"{name}(0.3)" if "partial" in name else name)
+        splits = (one.train, *one.splits.values())
+        parts = dict.fromkeys(split.part for split in splits if split.corpus == corpus)
+        if parts:
+            needed.setdefault(f"`{','.join(parts)}`", []).append(f"`{name}`")
+    rows = [f"| {parts} | {', '.join(names)} |" for parts, names in needed.items()]
+    table = "\n".join(["| `--parts=` | benchmarks |", "|---|---|", *rows])
+    assert f"\n\n{table}\n\n" in DATA.read_text(encoding="utf-8"), table
 
 
 def test_what_prepare_prints(tmp_path, monkeypatch, capsys):
