@@ -144,12 +144,12 @@ def _load_custom(
     trained: LabelSpace | None = None,
 ) -> DataSplits:
     """The user's own images, over the labels `trained` where a run has them already."""
-    parts = {"train": _custom_labels(config)}
-    parts |= {split: _custom_part(config, split) for split in splits}
-    if trained is not None:
-        for split, part in parts.items():
-            parts[split] = assemble.restrict(part, trained, require_positive=False)
-    return _open_images(parts.pop("train"), parts, config, image_size)
+
+    def over_trained(part: LabelledPart) -> LabelledPart:
+        return assemble.restrict(part, trained, require_positive=False) if trained else part
+
+    parts = {split: over_trained(_custom_part(config, split)) for split in splits}
+    return _open_images(over_trained(_custom_labels(config)), parts, config, image_size)
 
 
 def _load_benchmark(
@@ -235,8 +235,8 @@ def _open_images(
     config: CustomConfig | BenchmarkConfig,
     image_size: int,
 ) -> DataSplits:
-    """Labelled parts with their images."""
-    parts = {"train": train, **evals}
+    """Labelled parts with their images; "train" may be evaluated too, with all of its labels."""
+    parts = {"train": train} | {split: part for split, part in evals.items() if split != "train"}
     return DataSplits(
         open_images(train, config, image_size, train=True),
         {name: open_images(part, config, image_size, train=False) for name, part in evals.items()},

@@ -462,6 +462,11 @@ def test_custom_images(tmp_path, load, monkeypatch):
     assert (data.train.labels.targets.sum(1) <= 1).all()
     assert len(data.train.labels.index) == registry.num_train(config)
     assert (data.evals["test"].labels.targets != 0).all()
+    # Training images may be evaluated too, with all their labels; training keeps its view.
+    both = registry.load(config, image_size=224, splits=("train", "test"))
+    np.testing.assert_array_equal(both.train.labels.targets, data.train.labels.targets)
+    assert (both.evals["train"].labels.targets != 0).all()
+    assert both.fingerprints == data.fingerprints
     few = {**config, "train_view": "few_shot(1)"}
     assert registry.num_train(few) < registry.num_train(config)
     with pytest.raises(UserError, match=r"custom data need data\.data_dir"):
