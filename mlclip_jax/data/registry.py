@@ -148,8 +148,9 @@ def _load_custom(
     def over_trained(part: LabelledPart) -> LabelledPart:
         return assemble.restrict(part, trained, require_positive=False) if trained else part
 
+    train = over_trained(_custom_labels(config))
     parts = {split: over_trained(_custom_part(config, split)) for split in splits}
-    return _open_images(over_trained(_custom_labels(config)), parts, config, image_size)
+    return _open_images(train, parts, config, image_size)
 
 
 def _load_benchmark(
