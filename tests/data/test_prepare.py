@@ -101,7 +101,8 @@ def test_all_lists_of_a_corpus():
         f"formatted_{p}_{what}.npy" for p in ("train", "val") for what in ("images", "labels")
     ]
     texts = ["nus_train_singlelabel.txt", "nus_val.txt"]
-    assert benchmarks.list_files("nuswide") == [*arrays, *texts]
+    zero_shot = ["benchmark_81_v0.json", "data.csv"]
+    assert benchmarks.list_files("nuswide") == [*zero_shot, *arrays, *texts]
     assert benchmarks.list_files("voc") == ["voc_lt_captions.txt", "voc_train.txt"]
     assert benchmarks.list_files("custom") == []
     assert (
