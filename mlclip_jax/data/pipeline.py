@@ -248,7 +248,7 @@ def _iterate(ds: Any, local: int, num_workers: int) -> Iterator[Batch]:
     try:
         yield from iterator
     finally:
-        # Python may still warn of leaked shared memory at its exit, which it then frees: grain frees
+        # Python may still warn of leaked shared memory at its exit, and frees it then: grain frees
         # the last batches of workers in a thread that the exit ends.
         iterator.close()
 
