@@ -10,6 +10,7 @@ from mlclip_jax import __version__
 
 #: Command -> what it does; the command's module is `mlclip_jax.<command>` with `main(args)`.
 COMMANDS = {
+    "prepare": "make data ready:       mlclip prepare coco2014 --raw=coco --data_dir=data",
     "train": "train a method:        mlclip train --config=configs/quickstart.py --workdir=runs/a",
     "evaluate": "score a trained one:   mlclip evaluate --workdir=runs/a --split=test",
     "export": "write a classifier:    mlclip export --workdir=runs/a --output=model/",

@@ -159,7 +159,6 @@ def _write(
     """The report, and the tables on the terminal."""
     from mlclip_jax.evaluation import report
     from mlclip_jax.evaluation.findings import Entry, gather
-    from mlclip_jax.evaluation.metrics import count_positives
     from mlclip_jax.training.writers import METRICS_FILE, read_rows
 
     source, space = data.evals[options.split], data.space
@@ -189,7 +188,7 @@ def _write(
         ],
         paper=config.paper if own else None,
         validation=validation,
-        train_counts=count_positives(data.train.label_matrix()),
+        train_counts=data.train_counts(),
         history=read_rows(options.workdir / METRICS_FILE),
         image=lambda index: source[index]["image"],
     )

@@ -71,7 +71,14 @@ def run(options: argparse.Namespace) -> int:
         origin = export.Origin.of(trained)
         name = f"{origin.method} ({origin.weights} weights of step {origin.step})"
         export.save(
-            export.fold(trained.method, trained.space, trained.backbone.tokenizer, origin), part
+            export.fold(
+                trained.method,
+                trained.space,
+                trained.backbone.tokenizer,
+                origin,
+                preprocess=trained.preprocess,
+            ),
+            part,
         )
         classifier = export.load(part)
         both = {name: trained.method, "classifier, read back": classifier}

@@ -32,10 +32,12 @@ IMAGE_SUFFIXES = frozenset(
         *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
     }
 )
+# Annotations of a folder of images (`data.raw.custom`).
+_LABEL_FILES = frozenset({"labels.csv", "labels.jsonl", "labels.txt"})
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
-    """The image files that arguments name, and how many files in folders are none.
+    """The image files that arguments name, and how many files in folders are none (nor labels).
 
     A file is taken whatever its name; a folder gives the files below it that have a suffix of
     `IMAGE_SUFFIXES`, sorted by path, hidden ones left out. Links to folders are not followed.
@@ -52,7 +54,7 @@ def find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
                 for folder, folders, names in os.walk(path)
                 if _forget_hidden(folders)
                 for name in names
-                if not name.startswith(".")
+                if not name.startswith(".") and name not in _LABEL_FILES
             ]
             images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
             others += len(files) - len(images)
@@ -162,7 +164,9 @@ def run(options: argparse.Namespace) -> int:
     """Tag everything; the exit code."""
     files, others = find_images(options.images)
     if others:
-        print(f"passing over {others} files that are no images by their suffix", file=sys.stderr)
+        several = f"{others} files that are no images by their"
+        what = "1 file that is no image by its" if others == 1 else several
+        print(f"passing over {what} suffix", file=sys.stderr)
     if options.output is not None and not options.output.parent.is_dir():
         raise UserError(f"there is no folder {options.output.parent} to write --output into")
     tagger = _tagger(options)

@@ -129,6 +129,20 @@ def check_run(folder, clip, labels, capsys, count):
     assert "Traceback" not in err
 
 
+def test_annotations_are_not_passed_over(tmp_path, clip, labels, capsys):
+    folder = tmp_path / "photos"
+    mixed_folder(folder, 6)
+    for name in ("labels.csv", "labels.txt", "labels.jsonl"):
+        (folder / name).write_text("image,labels")
+    (folder / "notes.txt").unlink()
+    command = ["tag", str(folder), f"--clip={clip}", f"--labels={labels}"]
+    assert cli.main(command) == 1
+    assert "passing over 1 file that is no image by its suffix" in capsys.readouterr().err
+    (folder / "a/Thumbs.db").unlink()
+    cli.main(command)
+    assert "passing over" not in capsys.readouterr().err
+
+
 def test_a_folder_of_mixed_files(tmp_path, clip, labels, capsys):
     check_run(tmp_path / "photos", clip, labels, capsys, 40)
 

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlclip_jax"
 LEAVES = {"errors", "fields", "spec", "__init__"}
-VERBS = {"train", "evaluate", "export", "tag", "cli"}
+VERBS = {"prepare", "train", "evaluate", "export", "tag", "cli"}
 # What each part may import besides itself and the leaves; a part that is not listed is an error.
 ALLOWED = {
     "clip": set(),

@@ -17,8 +17,8 @@ figure is the best epoch on the test images, which this config's "best" is too, 
 stands beside it. "largeloss" chooses by validation mAP. The published log (SPLC) has 75.71 for the
 averaged weights and 63.04 for the raw ones in epoch 8, counted from 0, and ends in epoch 19.
 
-Needs COCO 2014's train and val images with their instance annotations, prepared. This version knows
-labels and sizes and builds the step; reading the images comes with the data pipeline.
+Needs COCO 2014's train and val images with their instance annotations (`mlclip prepare
+coco2014`, or the download itself), and for the SPLC setup coco_train_singlelabel.txt beside them.
 """
 
 from __future__ import annotations

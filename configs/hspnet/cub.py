@@ -16,8 +16,8 @@ published log (SPLC) has 24.34 for the averaged weights and 18.94 for the raw on
 counted from 0; the raw ones collapse to 10.2 in epoch 15, the averaged ones in epoch 16, and it
 ends in epoch 23. The release's rates are ten times those it has for COCO; variant=paper has 1e-4.
 
-Needs CUB-200-2011 with its attributes, prepared. This version knows labels and sizes and builds the
-step; reading the images comes with the data pipeline.
+Needs CUB-200-2011 with its attributes (`mlclip prepare cub`, or the download itself), and for the
+SPLC setup cub_train.txt beside them.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ published log (SPLC) has 61.75 for the averaged weights and 51.23 for the raw on
 counted from 0; its loss stops being finite in epoch 11, and it ends in epoch 12. Where that happens
 here the run stops and keeps its checkpoints.
 
-Needs NUS-WIDE in two versions, prepared: the SPLC setup has images and lists of its own (that of
-the single positives is not among the published files), the LargeLoss setup Cole et al.'s. This
-version knows labels and sizes and builds the step; reading the images comes with the data pipeline.
+Needs NUS-WIDE (`mlclip prepare nuswide`, or the download itself), and beside it for the SPLC setup
+nus_train_singlelabel.txt, which is not among the published files, and nus_val.txt, for the
+LargeLoss setup Cole et al.'s formatted_train_images.npy, formatted_val_images.npy and their labels.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ Published mAP: 49.4 (Table 7, average of the nine shares of labels), with the pa
 is no validation part: "best" is the best epoch on the test images, the last epoch stands beside it.
 The release has nothing of partial labels.
 
-Needs VG-200's images and lists (Chen et al., 2019), prepared. This version knows labels and sizes
-and builds the step; reading the images comes with the data pipeline.
+Needs VG-200's images and lists (Chen et al., 2019): `mlclip prepare vg`, or the download itself.
 """
 
 from __future__ import annotations

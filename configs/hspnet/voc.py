@@ -15,8 +15,8 @@ setup has no validation part: its figure is the best epoch on the test images, w
 published log (SPLC) has 90.40 for the averaged weights and 74.25 for the raw ones in epoch 10,
 counted from 0, and ends in epoch 17.
 
-Needs VOC 2012, whose val part is the test set, prepared. This version knows labels and sizes and
-builds the step; reading the images comes with the data pipeline.
+Needs VOC 2012, whose val part is the test set (`mlclip prepare voc2012`, or the download itself),
+and for the SPLC setup voc_train.txt beside it.
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ Activation = Literal["quick_gelu", "gelu"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+#: Statistics that pixels are normalised with, by name: (mean, std) for pixels in [0, 1].
+IMAGE_NORMS = {
+    "clip": (CLIP_MEAN, CLIP_STD),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -94,6 +100,11 @@ class CLIPConfig:
                 f"try {max(1, round(image_size / stride)) * stride}"
             )
         return replace(self, image=replace(self.image, image_size=image_size))
+
+    def normalized_as(self, name: Literal["clip", "imagenet"]) -> CLIPConfig:
+        """The same model on pixels normalised with other statistics, of `IMAGE_NORMS`."""
+        mean, std = IMAGE_NORMS[name]
+        return replace(self, image_mean=mean, image_std=std)
 
 
 def _text(width: int) -> TextConfig:

@@ -1,58 +1,138 @@
 """From a random-access source to batches on the host, over grain.
 
-A source has `len()` and `source[i] -> {"image", "targets", "index"}`. A batch is a dict of numpy
-arrays: images uint8 [b h w 3], targets int8 [b c], index int32 [b], mask bool [b].
+A batch is a dict of numpy arrays: images uint8 [b h w 3], targets int8 [b c], index int32 [b], mask
+bool [b], and caption_tokens int32 [b t] where the source has captions. In place of pixels "images"
+is a dict of features where they are cached (`data.features`).
 
-The order of training examples is a pure function of the seed, the length of the source and the
-number of processes: workers and threads change nothing, and `start_step` alone continues a run.
+The training examples are a pure function of the seed, the source and the number of processes, and
+what augmentation makes of each one of the seed, the epoch and the example: workers and threads
+change nothing, and `start_step` alone continues a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mlclip_jax.data.augment import example_rng
+from mlclip_jax.data.transforms import ImageError
 from mlclip_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 Example = Mapping[str, Any]
+
+#: Images that training passes over because they cannot be read, unless it is told otherwise.
+MAX_UNREADABLE = 10
+_REPLACEMENTS = 100  # tries to find a readable image in place of an unreadable one
+_MAX_THREADS = 8
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Random access to examples {"image", "targets", "index"}."""
+    """Random access to examples.
+
+    An example has "image" (uint8 [h w 3]), "targets" (int8 [c]), "index" (its number) and, in every
+    example or none, "caption_tokens" (int32 [t], see `data.captions`). Workers receive a pickled
+    copy of the source.
+    """
 
     def __len__(self) -> int:
         """Number of examples."""
 
     def __getitem__(self, i: int) -> Example:
-        """Example i."""
+        """Example i, always the same.
 
-    def label_matrix(self) -> np.ndarray:
-        """Targets of all examples, int8 [n c], without their images."""
+        Raises:
+          ImageError: its image cannot be read.
+        """
+
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class among all examples, int64 [c]."""
 
 
-class _Prepare:
-    """Maps an example of the source to arrays of the batch's dtypes; picklable for workers."""
+@runtime_checkable
+class AugmentedSource(Source, Protocol):
+    """A source whose images training sees changed at random."""
 
-    def __init__(self, transform: Callable[[Any], np.ndarray] | None) -> None:
-        self.transform = transform
+    def augmented(self, i: int, rng: np.random.Generator) -> Example:
+        """Example i, its image changed with these random numbers.
 
-    def __call__(self, example: Example) -> Batch:
-        image = example["image"]
-        image = self.transform(image) if self.transform is not None else np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                f"example {example['index']}: an image must be uint8 [h w 3] here, "
-                f"not {image.dtype} {list(image.shape)}; is a transform missing?"
-            )
-        return {
-            "images": image,
-            "targets": np.asarray(example["targets"], np.int8),
-            "index": np.asarray(example["index"], np.int32),
-            "mask": np.asarray(True),
-        }
+        Raises:
+          ImageError: its image cannot be read.
+        """
+
+
+def _arrays(example: Example, mask: bool = True) -> Batch:
+    """An example as arrays of the batch's dtypes."""
+    out = {
+        "images": example["features"] if "features" in example else _pixels(example),
+        "targets": np.asarray(example["targets"], np.int8),
+        "index": np.asarray(example["index"], np.int32),
+        "mask": np.asarray(mask),
+    }
+    if "caption_tokens" in example:
+        out["caption_tokens"] = np.asarray(example["caption_tokens"], np.int32)
+    return out
+
+
+def _pixels(example: Example) -> np.ndarray:
+    image = np.asarray(example["image"])
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise ValueError(
+            f"example {example['index']}: an image must be uint8 [h w 3] here, "
+            f"not {image.dtype} {list(image.shape)}"
+        )
+    return image
+
+
+class _TrainExample:
+    """Example i at a position of the endless training sequence, as arrays; runs in workers.
+
+    An image that cannot be read is replaced by another one, drawn from all; "unreadable" is then
+    its number i, and -1 otherwise.
+    """
+
+    def __init__(self, source: Source, seed: int, epoch_length: int) -> None:
+        self.source, self.seed, self.epoch_length = source, seed, epoch_length
+
+    def __call__(self, position: int, i: int) -> Batch:
+        rng = example_rng(self.seed, position // self.epoch_length, i)
+        shown, failure = i, None
+        for _ in range(_REPLACEMENTS):
+            try:
+                out = _arrays(load_example(self.source, shown, rng))
+            except ImageError as error:
+                failure, shown = error, int(rng.integers(len(self.source)))
+            else:
+                return {**out, "unreadable": np.asarray(-1 if failure is None else i, np.int32)}
+        raise ImageError(
+            f"{failure}; none of {_REPLACEMENTS - 1} others drawn in its place can be read"
+        ) from failure
+
+
+def load_example(source: Source, i: int, rng: np.random.Generator) -> Example:
+    """Example i as training sees it: augmented where the source does that.
+
+    Raises:
+      ImageError: its image cannot be read.
+    """
+    return source.augmented(i, rng) if hasattr(source, "augmented") else source[i]
+
+
+class _EvalExample:
+    """Example i as arrays; numbers beyond the last repeat it, marked as padding."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, i: int) -> Batch:
+        last = len(self.source) - 1
+        return _arrays(self.source[min(i, last)], mask=i <= last)
 
 
 def steps_per_epoch(*, batch_size: int, num_examples: int) -> int:
@@ -75,20 +155,22 @@ def train_batches(
     *,
     seed: int,
     start_step: int = 0,
-    transform: Callable[[Any], np.ndarray] | None = None,
+    max_unreadable: int = MAX_UNREADABLE,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Endless shuffled batches; each epoch has its own order and drops its remainder.
 
+    An image that cannot be read is named once in the log, and always replaced by the same other
+    one, drawn from all.
+
     Args:
-      source: the examples; workers receive a pickled copy.
+      source: the examples; augmented where it is an `AugmentedSource`.
       batch_size: of all processes together.
-      seed: of the order.
+      seed: of the order and the augmentation.
       start_step: batches to pass over: what follows is what an uninterrupted run would see.
-      transform: of each image on the host, e.g. from `data.transforms`; None for sources whose
-        images are ready.
+      max_unreadable: different images that may be replaced, counted from the call.
       num_workers: worker processes; 0 works in threads of this process.
       process_index: which of the processes this is; each sees its own part of every epoch.
       process_count: number of processes.
@@ -97,7 +179,8 @@ def train_batches(
       Batches of `batch_size // process_count` examples; `mask` is all True.
 
     Raises:
-      UserError: the batch does not divide among the processes, or is larger than the source.
+      UserError: the batch does not divide among the processes, or is larger than the source; while
+        iterating, more images than `max_unreadable` cannot be read.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes")
@@ -105,20 +188,55 @@ def train_batches(
     import grain
 
     local = batch_size // process_count
-    ds = grain.MapDataset.source(source).seed(seed).shuffle()
+    ds = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     ds = ds.slice(slice(process_index, None, process_count))
     # Whole batches only, before repeating: no batch mixes two epochs, and an epoch holds an
     # example at most once.
     ds = ds.slice(slice(0, steps * local)).repeat()
-    ds = ds.map(_Prepare(transform)).batch(local, drop_remainder=True)
-    return _iterate(ds[start_step:], local, num_workers)
+    ds = ds.map_with_index(_TrainExample(source, seed, steps * local))
+    ds = ds.batch(local, drop_remainder=True)
+    batches = _iterate(ds[start_step:], local, num_workers)
+    return _count_unreadable(batches, source, max_unreadable)
+
+
+def _count_unreadable(batches: Iterator[Batch], source: Source, limit: int) -> Iterator[Batch]:
+    """The batches without their "unreadable", which is reported and counted here.
+
+    Workers only note numbers, so that the count is of all of them and follows the batches' order.
+    """
+    known: set[int] = set()
+    with closing(batches):
+        for batch in batches:
+            for i in batch.pop("unreadable").tolist():
+                if i >= 0 and i not in known:
+                    known.add(i)
+                    reason = _why_unreadable(source, i)
+                    if len(known) > limit:
+                        raise UserError(
+                            f"{reason}. It is number {len(known)} of the training images that "
+                            f"cannot be read, and {limit} may be passed over (max_unreadable)"
+                        )
+                    _log.warning("%s (passed over: %d of at most %d)", reason, len(known), limit)
+            yield batch
+
+
+def _why_unreadable(source: Source, i: int) -> str:
+    """The message of reading example i once more."""
+    try:
+        load_example(source, i, np.random.default_rng(0))
+    except ImageError as error:
+        return str(error)
+    return f"example {i} could not be read, and now it can: is its disk failing?"
 
 
 def _iterate(ds: Any, local: int, num_workers: int) -> Iterator[Batch]:
     import grain
 
-    buffer = max(4, min(64, 512 // local))
-    batches = ds.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=buffer))
+    # Decoding releases Python's lock, so that threads use several cores.
+    threads = 2 if num_workers else max(2, min(_MAX_THREADS, os.cpu_count() or 1))
+    buffer = max(4, threads, min(64, 512 // local))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    batches = ds.to_iter_dataset(options)
     if num_workers > 0:
         from absl import flags
 
@@ -130,6 +248,8 @@ def _iterate(ds: Any, local: int, num_workers: int) -> Iterator[Batch]:
     try:
         yield from iterator
     finally:
+        # Python may still warn of leaked shared memory at its exit, and frees it then: grain frees
+        # the last batches of workers in a thread that the exit ends.
         iterator.close()
 
 
@@ -137,7 +257,6 @@ def eval_batches(
     source: Source,
     batch_size: int,
     *,
-    transform: Callable[[Any], np.ndarray] | None = None,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -150,7 +269,6 @@ def eval_batches(
     Args:
       source: the examples.
       batch_size: of all processes together.
-      transform: of each image on the host.
       num_workers: worker processes; 0 works in threads of this process.
       process_index: which of the processes this is: it takes every `process_count`-th example.
       process_count: number of processes.
@@ -159,7 +277,8 @@ def eval_batches(
       Batches of `batch_size // process_count` examples.
 
     Raises:
-      UserError: the batch does not divide among the processes, or there are no examples.
+      UserError: the batch does not divide among the processes, or there are no examples; while
+        iterating, an image cannot be read.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes")
@@ -168,35 +287,7 @@ def eval_batches(
     import grain
 
     local = batch_size // process_count
-    padded = _Padded(source, -(-len(source) // batch_size) * batch_size)
-    ds = grain.MapDataset.source(padded).slice(slice(process_index, None, process_count))
-    ds = ds.map(_Unpad(_Prepare(transform))).batch(local, drop_remainder=True)
+    padded = -(-len(source) // batch_size) * batch_size
+    ds = grain.MapDataset.range(padded).slice(slice(process_index, None, process_count))
+    ds = ds.map(_EvalExample(source)).batch(local, drop_remainder=True)
     return _iterate(ds, local, num_workers)
-
-
-class _Padded:
-    """A source made longer by repeating its last example, marked as padding."""
-
-    def __init__(self, source: Source, length: int) -> None:
-        self.source, self.length = source, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, i: int) -> tuple[Example, bool]:
-        last = len(self.source) - 1
-        return self.source[min(i, last)], i <= last
-
-    def __repr__(self) -> str:
-        return f"_Padded({self.source!r}, {self.length})"
-
-
-class _Unpad:
-    """Prepares a marked example and sets its mask."""
-
-    def __init__(self, prepare: _Prepare) -> None:
-        self.prepare = prepare
-
-    def __call__(self, item: tuple[Example, bool]) -> Batch:
-        example, real = item
-        return {**self.prepare(example), "mask": np.asarray(real)}

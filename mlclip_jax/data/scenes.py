@@ -27,6 +27,7 @@ carry the same statistics. Within a scene no kind occurs twice.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -294,7 +295,17 @@ class Scenes:
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Example i: image, targets through the view, index."""
         i = range(len(self))[i]  # negative indices, and IndexError past the end
-        return {"image": self.image(i), "targets": self._targets[i].copy(), "index": i}
+        return {"image": self.image(i), **self.annotations(i)}
+
+    def annotations(self, i: int) -> dict[str, Any]:
+        """Example i without its image."""
+        return {"targets": self._targets[i].copy(), "index": i}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images, see `data.features`."""
+        scenes = hashlib.sha256(self._scene.tobytes()).hexdigest()
+        named = {"split": self.split, "seed": self.seed, "image_size": self.image_size}
+        return {"name": "scenes", **named, "scenes": scenes}
 
     def label_matrix(self, *, full: bool = False) -> np.ndarray:
         """Targets of all examples, int8 [n 22], without rendering.
@@ -303,6 +314,10 @@ class Scenes:
           full: the full ground truth (+1/-1) in place of what the view shows.
         """
         return (self._full if full else self._targets).copy()
+
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class that the view shows, int64 [22]."""
+        return np.count_nonzero(self._targets > 0, axis=0)
 
     def caption(self, i: int) -> str:
         """A sentence that names every object, "a photo of a red three and a blue star."."""

@@ -24,7 +24,7 @@ from mlclip_jax.evaluation.metrics import (
 )
 from mlclip_jax.evaluation.views import class_sets
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs
+from mlclip_jax.methods.base import LabelInputs, image_features
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Predictor(NamedTuple):
     """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
 
     encode_labels(state, labels) -> label features;
-    logits(state, images uint8 `[b h w 3]`, label features, labels) -> float32 `[b c]`.
+    logits(state, images uint8 `[b h w 3]` or cached features, label features, labels) -> float32
+    `[b c]`.
     """
 
     encode_labels: Callable[[Sequence[Any], LabelInputs], Any]
@@ -75,7 +76,7 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
 
     def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
         method = nnx.merge(graphdef, *state)
-        return method.logits(method.encode_images(images), features, labels)
+        return method.logits(image_features(method, images), features, labels)
 
     if mesh is None:
         return Predictor(jax.jit(encode_labels), jax.jit(logits))

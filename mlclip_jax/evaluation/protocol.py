@@ -139,7 +139,7 @@ class Protocol:
         *,
         train_counts: np.ndarray | None = None,
     ) -> dict[str, Figure]:
-        """The figures by name.
+        """The figures by name, without those of the k highest classes for tasks of fewer than k.
 
         Args:
             scores: logits float32 `[n c]`, for example of `Predictions.arrays`.
@@ -150,7 +150,7 @@ class Protocol:
 
         Raises:
             UserError: the space lacks a subset, or training counts are needed and missing.
-            ValueError: shapes disagree, or a k exceeds the number of classes of a task.
+            ValueError: shapes disagree.
         """
         ranking.check_shapes(scores, targets)
         if targets.shape[1] != len(space):
@@ -162,6 +162,8 @@ class Protocol:
             for metric in self.metrics:
                 if isinstance(metric, AveragePrecision):
                     found = self._average_precision(metric, view, space, train_counts)
+                elif (getattr(metric, "k", None) or 0) > len(view.classes):
+                    continue
                 else:
                     found = self._decisions(metric, view)
                 figures |= {
@@ -237,8 +239,6 @@ class Protocol:
     def _decisions(self, metric: AtThreshold | AtTopK | F1AtK, view: View) -> dict[str, Figure]:
         k, threshold = getattr(metric, "k", None), getattr(metric, "threshold", None)
         assume_negative = getattr(metric, "assume_negative", True)
-        if k is not None and k > len(view.classes):
-            raise ValueError(f"top-{k} of {len(view.classes)} classes: no such figure")
         nothing = np.zeros(len(view.classes), np.int64)
         counts = DecisionCounts(nothing, nothing, nothing)
         for scores, targets in view.row_blocks():
@@ -319,11 +319,20 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             Protocol("scenes", (AveragePrecision(by_subset=True), AtTopK(3))),
             # HSPNet, SPLC, ML-Decoder, DualCoOp on COCO, VOC, NUS, CUB.
             Protocol("asl", (_ASL, AtThreshold(0.5), AtTopK(3)), scores="sigmoid"),
-            # MKT and ADDS: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.
+            # MKT: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.
             Protocol(
                 "nus_zsl",
                 (_KNOWN, F1AtK(3), F1AtK(5)),
                 tasks=(Task("ZSL", "unseen"), Task("GZSL")),
+            ),
+            # ML-Decoder and ADDS: the same labels, and the images with one of those in question.
+            Protocol(
+                "nus_zsl_mldecoder",
+                (_ASL, F1AtK(3), F1AtK(5)),
+                tasks=(
+                    Task("ZSL", "unseen", images="with_positive"),
+                    Task("GZSL", images="with_positive"),
+                ),
             ),
             # MKT on Open Images: 400 unseen, and all 7,586 labels.
             Protocol(

@@ -31,15 +31,17 @@ from mlclip_jax.modules.prompts import Encoder
 class Batch:
     """One batch on the device.
 
-    images uint8 [b h w 3]; targets int8 [b c] (+1 positive, 0 unobserved, -1 negative);
-    index int32 [b], the examples' rows in their source; mask bool [b], False for the padding of
-    an evaluation's last batch.
+    images uint8 [b h w 3], or cached features by name (see `image_features`); targets
+    int8 [b c] (+1 positive, 0 unobserved, -1 negative); index int32 [b], the examples' rows in
+    their source; mask bool [b], False for the padding of an evaluation's last batch;
+    caption_tokens int32 [b t], where the source has captions.
     """
 
-    images: Array
+    images: Array | dict[str, Array]
     targets: Array
     index: Array
     mask: Array
+    caption_tokens: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -70,13 +72,12 @@ class LabelInputs:
         """c, padding included."""
         return self.mask.shape[0]
 
-    def with_counts(self, targets: np.ndarray) -> LabelInputs:
-        """The same with the counts of these training labels, int8 [n c] without padding."""
-        counts = (targets > 0).sum(0).astype(np.float32)
+    def with_counts(self, counts: np.ndarray, num_images: int) -> LabelInputs:
+        """The same with the positives of each class in training, [c] without padding."""
         return replace(
             self,
-            class_counts=counts[np.asarray(self.index)],
-            num_images=np.asarray(len(targets), np.float32),
+            class_counts=counts.astype(np.float32)[np.asarray(self.index)],
+            num_images=np.asarray(num_images, np.float32),
         )
 
 
@@ -202,3 +203,25 @@ class Method(nnx.Module):
         name = path_string(path)
         wanted = self.config.train_image_encoder and name.startswith("clip/image/")
         return isinstance(variable, nnx.Param) and (wanted or not name.startswith("clip/"))
+
+
+def image_features(
+    method: Any, images: Array | dict[str, Array], **progress: Progress
+) -> ImageFeatures:
+    """A method's features of pixels, or those that were computed before, in its CLIP's dtype.
+
+    Args:
+        method: a `Method`; for pixels, anything with `encode_images`.
+        images: uint8 [b h w 3]; or "pooled" [b d] and perhaps "tokens" [b p d] as a feature cache
+            stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1].
+        progress: of training, by this name.
+    """
+    if not isinstance(images, dict):
+        return method.encode_images(images, **progress)
+
+    def restore(name: str) -> Array | None:
+        values, scale = images.get(name), images.get(f"{name}_scale")
+        values = values if scale is None else values.astype(scale.dtype) * scale
+        return None if values is None else values.astype(method.clip.dtype)
+
+    return ImageFeatures(restore("pooled"), restore("tokens"))

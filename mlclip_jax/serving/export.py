@@ -176,7 +176,14 @@ class Classifier(nnx.Module):
 # --- folding ----------------------------------------------------------------------------------
 
 
-def fold(method: Method, space: LabelSpace, encoder: Encoder, origin: Origin) -> Classifier:
+def fold(
+    method: Method,
+    space: LabelSpace,
+    encoder: Encoder,
+    origin: Origin,
+    *,
+    preprocess: Preprocess | None = None,
+) -> Classifier:
     """The classifier that gives the logits of `method` for the labels of `space`.
 
     Nothing is asked of the method but its verbs: the logits of no image feature are the bias,
@@ -187,6 +194,7 @@ def fold(method: Method, space: LabelSpace, encoder: Encoder, origin: Origin) ->
         space: labels to fold in.
         encoder: tokenizer for their prompts.
         origin: written along.
+        preprocess: of the images, written along; None: CLIP's own, at the tower's size.
 
     Raises:
         UserError: the logits are not of this form, or not finite.
@@ -212,7 +220,7 @@ def fold(method: Method, space: LabelSpace, encoder: Encoder, origin: Origin) ->
         image_mean=clip.config.image_mean,
         image_std=clip.config.image_std,
         dtype=clip.dtype.name,
-        preprocess=Preprocess(clip.config.image.image_size),
+        preprocess=preprocess or Preprocess(clip.config.image.image_size),
         origin=origin,
     )
     tower = nnx.clone(clip.image)

@@ -145,9 +145,8 @@ class Tagger:
         trained = load_trained(workdir, which=checkpoint, weights=weights)
         space = trained.space if labels is None else _space(labels)
         space = regroup(space, taxonomy, name_features(trained.backbone))
-        preprocess = Preprocess(trained.method.clip.config.image.image_size)
         encoder = trained.backbone.tokenizer
-        return cls(trained.method, space, encoder, preprocess, batch_size=batch_size)
+        return cls(trained.method, space, encoder, trained.preprocess, batch_size=batch_size)
 
     @classmethod
     def from_classifier(cls, folder: str | Path, *, batch_size: int = 32) -> Tagger:

@@ -23,8 +23,9 @@ from mlclip_jax import methods
 from mlclip_jax.clip import CLIP, PRESETS, CLIPConfig
 from mlclip_jax.clip import weights as clip_weights
 from mlclip_jax.clip.tokenizer import Tokenizer
-from mlclip_jax.data import registry
+from mlclip_jax.data import features, registry
 from mlclip_jax.data.pipeline import steps_per_epoch
+from mlclip_jax.data.transforms import Preprocess
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
@@ -50,6 +51,9 @@ from mlclip_jax.training.step import (
     take_apart,
 )
 
+# Settings of data that say where files are; the fingerprints and label spaces say what is in them.
+_PATHS = ("data_dir", "train_list", "test_list", "captions_list", "names_file", "aliases")
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -65,8 +69,12 @@ def name_features(backbone: Backbone) -> NameFeatures:
     return lambda names: np.asarray(template_features(backbone.clip, names, backbone.tokenizer))
 
 
-def check_settings(config: TrainConfig) -> dict[str, Any]:
+def check_settings(config: TrainConfig, *, paths: bool = True) -> dict[str, Any]:
     """Checks the settings of methods and data, before weights are fetched or images opened.
+
+    Args:
+      config: of the run.
+      paths: whether the places of the data are settings too, or the data are known by content.
 
     Returns:
       What decides which examples a run sees and what trains, defaults filled in.
@@ -76,19 +84,25 @@ def check_settings(config: TrainConfig) -> dict[str, Any]:
     """
     name, data = registry.settings(config.data)
     data = {"name": name, **asdict(data)}
-    del data["num_workers"]  # changes nothing that training sees
+    unimportant = ("num_workers", "max_unreadable")  # change nothing that training sees
+    for key in unimportant if paths else (*unimportant, *_PATHS):
+        data.pop(key, None)
     stages = []
     for stage in config.stages:
         fields = {key: value for key, value in stage.method.items() if key != "name"}
         chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
         method = {"name": stage.method["name"], **asdict(chosen)}
-        stages.append({"name": stage.name, "batch_size": stage.batch_size, "method": method})
+        cache = features.settings(stage.cache)
+        fields = {"name": stage.name, "batch_size": stage.batch_size, "cache": cache}
+        stages.append({**fields, "method": method})
+    backbone = {key: getattr(config.backbone, key) for key in ("image_size", "image_norm")}
     several = config.source.get("stages")
-    return {"seed": config.seed, "data": data} | ({"stages": stages} if several else stages[0])
+    run = {"seed": config.seed, "backbone": backbone, "data": data}
+    return run | ({"stages": stages} if several else stages[0])
 
 
 def preset(config: BackboneConfig) -> CLIPConfig:
-    """The sizes of the preset that `config` names, at its image size.
+    """The preset that `config` names, at its image size and with its pixel statistics.
 
     Raises:
       UserError: no such preset.
@@ -96,7 +110,8 @@ def preset(config: BackboneConfig) -> CLIPConfig:
     if config.name not in PRESETS:
         raise unknown("backbone preset", config.name, PRESETS)
     sizes = PRESETS[config.name]
-    return sizes if config.image_size is None else sizes.at(config.image_size)
+    sizes = sizes if config.image_size is None else sizes.at(config.image_size)
+    return sizes if config.image_norm is None else sizes.normalized_as(config.image_norm)
 
 
 def packaged_tokenizer(context_length: int) -> Tokenizer:
@@ -131,6 +146,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     dtype = jnp.dtype(config.dtype)
     found = clip_weights.resolve(config.name, revision=config.revision)
     clip = found.load(dtype=dtype, image_size=config.image_size, remat=config.remat)
+    if config.image_norm is not None:
+        clip.config = clip.config.normalized_as(config.image_norm)
     return Backbone(clip, found.tokenizer(), found.digest())
 
 
@@ -281,7 +298,7 @@ class Trained:
 
     Attributes:
       method: with its trained values.
-      space: labels it was trained for.
+      space: labels it was evaluated on.
       backbone: what it was built on.
       config: of the run.
       meta: description in the checkpoint; "weights" says which were taken.
@@ -294,6 +311,12 @@ class Trained:
     config: TrainConfig
     meta: Mapping[str, Any]
     step: int
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the run's evaluations bring images to the size of the backbone."""
+        _, data = registry.settings(self.config.data)
+        return data.preprocess(self.method.clip.config.image.image_size)
 
 
 def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> None:
@@ -334,7 +357,9 @@ def load_trained(
     backbone = backbone or load_backbone(config.backbone, seed=config.seed)
     check_backbone(restored.meta, backbone, config.backbone.name)
     stage = config.stages[restored.meta["stage"]]
-    parts = take_apart(build_method(stage, backbone, space, seed=config.seed))
+    trained = restored.meta.get("train_space")
+    built_for = LabelSpace.from_json(trained) if trained else space
+    parts = take_apart(build_method(stage, backbone, built_for, seed=config.seed))
     parts = with_leaves(parts, {p: jnp.asarray(leaf) for p, leaf in restored.leaves.items()})
     method = parts.merge({**parts.trainable, **parts.frozen})
     return Trained(method, space, backbone, config, restored.meta, restored.step)

@@ -21,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from mlclip_jax.data.registry import DataSplits
+from mlclip_jax.data.sources import ImageSource
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.training.config import TrainConfig
@@ -49,14 +51,80 @@ class Restored:
     leaves: Leaves
 
 
-def describe(config: TrainConfig, space: LabelSpace, digest: str) -> dict[str, Any]:
-    """What every description says of its run: settings, labels, backbone's weights, versions."""
+def describe(
+    config: TrainConfig,
+    space: LabelSpace,
+    digest: str,
+    train_space: LabelSpace | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What every description says of its run: settings, labels, data, backbone's weights, versions.
+
+    Args:
+      config: of the run.
+      space: labels of evaluation.
+      digest: of the backbone's weights.
+      train_space: labels of training where they are others.
+      data: from `fingerprints`; None: of a run that does not go on.
+    """
     return {
+        "data": data,
         "config": config.source,
         "label_space": space.to_json(),
+        "train_space": train_space and train_space.to_json(),
         "backbone": {"name": config.backbone.name, "digest": digest},
         "versions": {name: metadata.version(name) for name in _VERSIONED},
     }
+
+
+def fingerprints(data: DataSplits) -> dict[str, dict[str, Any]]:
+    """What tells the examples of training and of each evaluation from others, wherever they are.
+
+    Examples that are drawn, not read from files, are known by their settings and left out.
+    """
+    sources = {"training": data.train}
+    sources |= {f"evaluation on {split}": source for split, source in data.evals.items()}
+    return {
+        use: source.fingerprint()
+        for use, source in sources.items()
+        if isinstance(source, ImageSource)
+    }
+
+
+def check_data(
+    saved: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Any]], workdir: Path
+) -> None:
+    """Raises unless a run that goes on has the examples that it had before.
+
+    Args:
+      saved, found: `fingerprints` in the checkpoint and of the data now.
+      workdir: named in the message.
+
+    Raises:
+      UserError: saying what has changed.
+    """
+    for use in sorted(saved.keys() & found.keys(), reverse=True):  # training first
+        then, now = saved[use], found[use]
+        if changed := _changed(then, now):
+            raise UserError(
+                f"{changed} of {use} changed since the run in {workdir} began: put the old data "
+                "back to go on, or use another workdir"
+            )
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What differs between two fingerprints of one split, in words."""
+    if then["count"] != now["count"]:
+        return f"the number of images ({then['count']:,} then, {now['count']:,} now)"
+    if then["images"] != now["images"]:
+        return f"the names or the order of the {now['count']:,} images"
+    for what in ("labels", "captions"):
+        if then[what] != now[what]:
+            return f"the {what} of the {now['count']:,} images"
+    for key in sorted(then["files"].keys() & now["files"].keys()):
+        if then["files"][key] != now["files"][key]:
+            return f"the content of the image {key}"
+    return None
 
 
 def saved_frozen(frozen: Leaves, trained_before: set[str]) -> Leaves:
@@ -327,9 +395,12 @@ def restore_model(workdir: str | Path, *, which: str = "best", weights: str = "a
         raise UserError(f"which={which!r}, weights={weights!r}: best|latest and auto|raw|ema exist")
     with open_checkpoints(workdir) as checkpoints:
         latest = checkpoints.steps()[-1]
+        newest = checkpoints.meta(latest)
         if weights == "auto":
-            weights = "ema" if checkpoints.meta(latest)["ema"] else "raw"
+            weights = "ema" if newest["ema"] else "raw"
         best = checkpoints.best_step(weights) if which == "best" else None
         restored = checkpoints.restore_leaves(latest if best is None else best, weights)
         restored.meta["weights"] = weights
+        # The data may have moved since.
+        restored.meta["config"]["data"] = newest["config"]["data"]
         return restored

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.pipeline import steps_per_epoch
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping, plain, unknown_key
 
 # Keys that a stage may override; everything else belongs to the whole run.
-_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay")
+_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay", "cache")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class BackboneConfig:
       dtype: compute type of the towers (parameters stay float32).
       image_size: side of the images in pixels; None keeps the checkpoint's (positional
         embeddings are interpolated otherwise).
+      image_norm: statistics that pixels are normalised with, on the device: "clip", or "imagenet"
+        as MKT and LMPT do; None keeps the checkpoint's.
       weights: "random" builds the preset `name` with fresh weights.
       remat: recompute the towers' blocks in the backward pass: less memory, more time.
     """
@@ -38,6 +41,7 @@ class BackboneConfig:
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     image_size: int | None = None
+    image_norm: Literal["clip", "imagenet"] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     remat: bool = False
 
@@ -128,6 +132,7 @@ class StageConfig:
       batch_size: images in a batch over all devices.
       duration: length as "N steps", "N epochs" or "N examples".
       ema_decay: decay of the moving average of the weights per step; None keeps none.
+      cache: train and evaluate from image features that are computed once; None reads images.
     """
 
     name: str
@@ -136,6 +141,7 @@ class StageConfig:
     batch_size: int
     duration: str
     ema_decay: float | None
+    cache: CacheConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class _Root:
     duration: str = "1 epochs"
     optim: Mapping[str, Any] | None = None
     ema_decay: float | None = None
+    cache: Mapping[str, Any] | None = None
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: str = "10 steps"
@@ -246,6 +253,8 @@ def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> 
         merged["optim"]["groups"] = tuple(merged["optim"]["groups"].items())
     prefix = f"{where}." if where else ""
     optim = from_mapping(OptimConfig, merged["optim"], f"{prefix}optim")
+    if merged["cache"] is not None:
+        merged["cache"] = from_mapping(CacheConfig, merged["cache"], f"{prefix}cache")
     default_name = "train" if not override else f"stage{index + 1}"
     stage = from_mapping(
         StageConfig,

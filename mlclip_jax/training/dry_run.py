@@ -24,6 +24,7 @@ from mlclip_jax.training.build import (
     random_clip,
 )
 from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
+from mlclip_jax.training.feature_cache import cached_shape, check_frozen
 from mlclip_jax.training.mesh import label_shardings, make_mesh, replicated
 from mlclip_jax.training.step import Leaves, State, init_state
 
@@ -49,7 +50,7 @@ def abstract_step(
     mesh = make_mesh() if mesh is None else mesh
     sizes = preset(config.backbone)
     tokenizer = packaged_tokenizer(sizes.text.context_length)
-    space = registry.label_space(config.data, name_features=_some_features)
+    space, _ = registry.label_spaces(config.data, name_features=_some_features)  # of training
     results = []
     for stage in config.stages:
 
@@ -58,7 +59,7 @@ def abstract_step(
             method = build_method(stage, backbone, space, seed=0)
             labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
             if method.needs_counts():
-                labels = labels.with_counts(np.ones((1, len(space)), np.int8))
+                labels = labels.with_counts(np.ones(len(space)), 1)
             return method, labels
 
         method, labels = nnx.eval_shape(build)
@@ -71,10 +72,14 @@ def abstract_step(
             return init_state(parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None)
 
         state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
+        batch = batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh)
+        if stage.cache is not None:
+            check_frozen(stage, plan.parts, batch.images)
+            batch = cached_shape(plan.parts, batch, stage.cache)
         arguments = (
             _placed(state, replicated(mesh)),
             _placed(plan.parts.frozen, replicated(mesh)),
-            batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh),
+            batch,
             _placed(labels, label_shardings(labels, mesh)),
         )
         results.append((plan, arguments, jax.eval_shape(plan.step, *arguments)))

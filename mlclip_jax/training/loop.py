@@ -27,13 +27,23 @@ from mlclip_jax.training.build import (
     with_absolute_backbone,
     with_leaves,
 )
-from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, Checkpoints, saved_frozen
+from mlclip_jax.training.checkpoint import (
+    BACKBONE_PREFIX,
+    Checkpoints,
+    check_data,
+    fingerprints,
+    saved_frozen,
+)
 from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
+from mlclip_jax.training.feature_cache import cache_features
 from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
 from mlclip_jax.training.stage import Interval, Run, StageRun
 from mlclip_jax.training.step import all_leaves, init_state
 from mlclip_jax.training.table import parameter_table
 from mlclip_jax.training.writers import MetricWriter
+
+#: What was read from files: `registry.DataSplits.report`.
+DATA_FILE = "data.txt"
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ def fit(
 
     Args:
       config: a config dictionary or its parsed form.
-      workdir: gets checkpoints, `metrics.jsonl` and TensorBoard files.
+      workdir: gets checkpoints, `metrics.jsonl`, TensorBoard files and, of data that are read from
+        files, `data.txt`, which says what they are.
       mesh: devices to train on; None takes all.
       quiet: print nothing.
 
@@ -108,6 +119,7 @@ def fit(
     metrics = metric_classes(data.space)
     if config.eval.metric not in metrics:
         raise unknown("metric in config key 'eval.metric':", config.eval.metric, metrics)
+    found = fingerprints(data)
 
     # ---- Checkpoints -------------------------------------------------------------------------
     with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
@@ -121,13 +133,19 @@ def fit(
                     "another workdir"
                 )
             check_backbone(meta, backbone, config.backbone.name)
-            data = replace(data, space=trained_space(meta, data.space, workdir))
-            check_unchanged(parse_config(meta["config"]), config, workdir)
+            data = with_trained_spaces(data, meta, workdir)
+            known = meta.get("data")  # None: of a time that noted no fingerprints
+            check_unchanged(parse_config(meta["config"]), config, workdir, paths=not known)
+            check_data(known or {}, found, workdir)
             changed = differences(meta["config"], config.source)
             if changed and not quiet:
                 print(f"the configuration differs from the checkpoint's in: {', '.join(changed)}")
         writer = MetricWriter(workdir, step=steps[-1] if steps else 0, enabled=main)
-        run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet)
+        run = Run(config, workdir, mesh, backbone, data, checkpoints, writer, quiet, found)
+        if report := data.report():
+            run.say(data.report(short=True))
+            if main:
+                (workdir / DATA_FILE).write_text(f"{report}\n", encoding="utf-8")
 
         # ---- Stages --------------------------------------------------------------------------
         try:
@@ -139,34 +157,57 @@ def fit(
         return Result(workdir, run.step, run.metrics)
 
 
-def trained_space(meta: Mapping[str, Any], space: LabelSpace, workdir: Path) -> LabelSpace:
-    """The label space of a checkpoint that is to go on with the labels in `space`.
-
-    Clusters are those of the checkpoint: another device might draw them differently.
+def with_trained_spaces(
+    data: registry.DataSplits, meta: Mapping[str, Any], workdir: Path
+) -> registry.DataSplits:
+    """`data` with the label spaces of the checkpoint that training is to go on from.
 
     Raises:
       UserError: it was trained on other labels or groups.
     """
-    trained = LabelSpace.from_json(meta["label_space"])
+    of_training = meta.get("train_space")  # None: those of evaluation
+    if (of_training is None) == (data.train_space is None):
+        space = trained_space(meta["label_space"], data.space, workdir)
+        train = of_training and trained_space(of_training, data.train_space, workdir)
+        return replace(data, space=space, train_space=train)
+    raise other_labels(workdir)
+
+
+def trained_space(saved: Mapping[str, Any], space: LabelSpace, workdir: Path) -> LabelSpace:
+    """The label space that a checkpoint holds, to go on with the labels in `space`.
+
+    Clusters are those of the checkpoint: another device might draw them differently.
+
+    Raises:
+      UserError: it is of other labels or groups.
+    """
+    trained = LabelSpace.from_json(saved)
     clustered = [s.taxonomy is not None and not s.taxonomy.named for s in (trained, space)]
     known = replace(space, taxonomy=trained.taxonomy) if all(clustered) else space
     if known.to_json() != trained.to_json():
-        raise UserError(
-            f"the checkpoint in {workdir} was trained on other labels or groups: use another "
-            "workdir"
-        )
+        raise other_labels(workdir)
     return known
 
 
-def check_unchanged(old: TrainConfig, new: TrainConfig, workdir: Path) -> None:
+def other_labels(workdir: Path) -> UserError:
+    """What is said of a workdir whose run had other labels."""
+    return UserError(
+        f"the checkpoint in {workdir} was trained on other labels or groups: use another workdir"
+    )
+
+
+def check_unchanged(
+    old: TrainConfig, new: TrainConfig, workdir: Path, *, paths: bool = True
+) -> None:
     """Raises unless a run that goes on sees the same examples and trains the same method.
 
-    Lengths, intervals and the optimizer's settings may change.
+    Lengths, intervals and the optimizer's settings may change, and unless `paths` is set the places
+    of the data, which are then known by their fingerprints.
 
     Raises:
       UserError: naming the keys with their old and new values.
     """
-    changed = differences(check_settings(old), check_settings(new))
+    changed = differences(check_settings(old, paths=paths), check_settings(new, paths=paths))
     if changed:
         values = "; ".join(f"{key} was {a!r} and is {b!r}" for key, (a, b) in changed.items())
         raise UserError(
@@ -212,19 +253,23 @@ def start_stage(
     config, mesh, data = run.config, run.mesh, run.data
 
     # ---- Method, optimizer, step -----------------------------------------------------------------
-    method = build_method(stage, run.backbone, data.space, seed=config.seed)
-    host_labels = method.label_inputs(data.space, run.backbone.tokenizer, multiple_of=mesh.size)
+    space, tokenizer = data.train_space or data.space, run.backbone.tokenizer
+    method = build_method(stage, run.backbone, space, seed=config.seed)
+    host_labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
+    eval_labels = None
+    if data.train_space is not None:
+        eval_labels = method.label_inputs(data.space, tokenizer, multiple_of=mesh.size)
     if method.needs_counts():
-        host_labels = host_labels.with_counts(data.train.label_matrix())
+        host_labels = host_labels.with_counts(data.train.class_counts(), len(data.train))
     plan = plan_stage(
         stage,
         method,
         host_labels,
-        classes=len(data.space),
+        classes=len(space),
         mesh=mesh,
         num_examples=len(data.train),
         first_step=run.step,
-        augment_flip=data.config.augment_flip,
+        augment_flip=data.config.flip and stage.cache is None,
     )
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
@@ -251,4 +296,12 @@ def start_stage(
             asked = f"{done} steps are done, {plan.steps} asked for"
             run.say(f"stage '{stage.name}' is finished: {asked}")
     labels = shard_labels(host_labels, mesh)
-    return StageRun(run, index, stage, plan, state, frozen, labels, interval, done)
+    eval_labels = labels if eval_labels is None else shard_labels(eval_labels, mesh)
+
+    # ---- Cached image features -------------------------------------------------------------------
+    cached = None
+    if stage.cache is not None and (meta is None or done < plan.steps):
+        cached = cache_features(run, stage, method, plan.parts, state, frozen)
+    return StageRun(
+        run, index, stage, plan, state, frozen, labels, eval_labels, interval, done, cached
+    )

@@ -55,6 +55,7 @@ class Run:
     """What the stages of a run share: its pieces, and what one stage leaves to the next.
 
     Attributes:
+      fingerprints: what tells `data` from other data, for the checkpoints.
       step: global step.
       metrics: last evaluation: metrics by split, then "raw" and "ema".
       leaves: values that earlier stages ended with.
@@ -69,6 +70,7 @@ class Run:
     checkpoints: Checkpoints
     writer: MetricWriter
     quiet: bool
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     leaves: Leaves = field(default_factory=dict)
@@ -88,9 +90,11 @@ class StageRun:
       index: number of the stage.
       config: its settings.
       plan: its method, optimizer and step.
-      state, frozen, labels: on the devices.
+      state, frozen: on the devices.
+      labels, eval_labels: label inputs of training and of evaluation, on the devices.
       interval: sums since the last report.
       done: steps of the stage that are done already.
+      data: examples of the run with cached features; None takes them with their images.
     """
 
     def __init__(
@@ -102,12 +106,16 @@ class StageRun:
         state: State,
         frozen: Leaves,
         labels: Any,
+        eval_labels: Any,
         interval: Interval,
         done: int,
+        data: DataSplits | None = None,
     ) -> None:
         self.run, self.index, self.config, self.plan = run, index, config, plan
-        self.state, self.frozen, self.labels = state, frozen, labels
+        self.state, self.frozen = state, frozen
+        self.labels, self.eval_labels = labels, eval_labels
         self.interval, self.done = interval, done
+        self.data = data or run.data
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.progress = ProgressBar(
             config.name, start=done, total=plan.steps, enabled=not run.quiet
@@ -133,10 +141,11 @@ class StageRun:
         """The remaining steps."""
         run, plan = self.run, self.plan
         host_batches = train_batches(
-            run.data.train,
+            self.data.train,
             self.config.batch_size,
             seed=run.config.seed + self.index,
             start_step=self.done,
+            max_unreadable=run.data.config.max_unreadable,
             num_workers=run.data.config.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -234,10 +243,10 @@ class StageRun:
         for weights in ("raw", "ema") if self.state["ema"] else ("raw",):
             leaves = all_leaves(self.state, self.frozen, ema=weights == "ema")
             states[weights] = (nest(leaves, self.plan.parts.paths),)
-        for split, source in run.data.evals.items():
+        for split, source in self.data.evals.items():
             batches = eval_batches(source, batch_size, num_workers=run.data.config.num_workers)
             results = evaluate(
-                self.predictor, states, self.labels, batches, run.data.space, mesh=run.mesh
+                self.predictor, states, self.eval_labels, batches, run.data.space, mesh=run.mesh
             )
             run.metrics[split] = {weights: found.metrics for weights, found in results.items()}
             for weights, found in results.items():
@@ -268,7 +277,13 @@ class StageRun:
             "trained_before": sorted(run.trained_before),
             "ema": self.config.ema_decay is not None,
             "metrics": run.metrics,
-            **describe(run.config, run.data.space, run.backbone.digest),
+            **describe(
+                run.config,
+                run.data.space,
+                run.backbone.digest,
+                run.data.train_space,
+                run.fingerprints,
+            ),
         }
         extra = saved_frozen(self.frozen, run.trained_before)
         # The best checkpoint is one of the last stage, whatever earlier methods scored.

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mlclip_jax.clip.arrays import path_string
-from mlclip_jax.methods.base import Batch, Progress
+from mlclip_jax.methods.base import Batch, Progress, image_features
 from mlclip_jax.training.mesh import replicated
 from mlclip_jax.training.optim import rate_state, update_average
 from mlclip_jax.training.schedules import Schedule
@@ -96,7 +96,7 @@ def forward(
     """
     padding = labels.mask.shape[0] - batch.targets.shape[1]
     batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
-    features = method.encode_images(batch.images, progress=progress)
+    features = image_features(method, batch.images, progress=progress)
     label_features = method.encode_labels(labels, image_features=features, progress=progress)
     logits = method.logits(features, label_features, labels)
     return method.loss(logits, batch, labels, progress)
@@ -114,7 +114,7 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
         method = parts.merge(leaves)
         zero = jnp.zeros((), jnp.int32)
         loss, _ = forward(method, batch, labels, Progress(step=zero, epoch=zero))
-        after = _statistics(method)
+        after = statistics(method)
         moved.extend(name for name, value in after.items() if value is not leaves[name])
         return loss
 
@@ -128,7 +128,7 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
     )
 
 
-def _statistics(method: nnx.Module) -> Leaves:
+def statistics(method: nnx.Module) -> Leaves:
     """BatchNorm statistics of a method by "/"-joined path."""
     state = nnx.to_flat_state(nnx.state(method, nnx.BatchStat))
     return {path_string(path): variable.get_value() for path, variable in state}
@@ -188,8 +188,13 @@ def make_train_step(
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         if augment_flip:
-            coin = jax.random.bernoulli(key, 0.5, (batch.images.shape[0], 1, 1, 1))
-            batch = replace(batch, images=jnp.where(coin, batch.images[:, :, ::-1], batch.images))
+            # Tossed by example, so that its place in the batch does not matter.
+            coins = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))(
+                batch.index
+            )
+            flipped = batch.images[:, :, ::-1]
+            images = jnp.where(coins[:, None, None, None], flipped, batch.images)
+            batch = replace(batch, images=images)
         local = state["step"] - first_step
         progress = Progress(step=local, epoch=local // steps_per_epoch)
 
@@ -197,8 +202,8 @@ def make_train_step(
             leaves = {**frozen, **state["batch_stats"], **trainable}
             method = parts.merge(leaves)
             loss, aux = forward(method, batch, labels, progress)
-            statistics = _statistics(method)
-            return loss, (aux, {name: statistics[name] for name in parts.moving})
+            after = statistics(method)
+            return loss, (aux, {name: after[name] for name in parts.moving})
 
         (loss, (aux, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state["trainable"]

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import io
 from itertools import islice
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mlclip_jax.data.augment import Augment, example_rng, recipe
+from mlclip_jax.data.captions import Captioned, tokenize
 from mlclip_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from mlclip_jax.data.scenes import Scenes
+from mlclip_jax.data.transforms import ImageError, Preprocess
 from mlclip_jax.errors import UserError
 
 
@@ -19,6 +24,36 @@ class Rows:
     def __getitem__(self, i):
         image = np.full((4, 4, 3), i, np.uint8)
         return {"image": image, "targets": np.array([1, -1, 0], np.int8), "index": i}
+
+
+class Photos:
+    """A source of n JPEGs in memory, augmented; those in `broken` are cut short."""
+
+    def __init__(self, n=37, *, broken=(), augment="flip_rrc"):
+        self.augment = Augment(Preprocess(16, fast_decode=True), recipe(augment))
+        self.content = [self.encode(i, i in broken) for i in range(n)]
+        self.labels = np.where(np.arange(n)[:, None] % 3 == np.arange(3), 1, -1).astype(np.int8)
+
+    @staticmethod
+    def encode(i, broken):
+        y, x = np.mgrid[:24, :32]
+        file = io.BytesIO()
+        waves = [(i + 1) * x, 5 * y + i, x * y + 0 * i]
+        Image.fromarray((np.stack(waves, -1) % 256).astype(np.uint8)).save(file, "JPEG")
+        return file.getvalue()[: 300 if broken else None]
+
+    def __len__(self):
+        return len(self.content)
+
+    def __getitem__(self, i):
+        return self.augmented(i, None)
+
+    def augmented(self, i, rng):
+        image = self.augment(self.content[i], rng, name=f"photo {i}")
+        return {"image": image, "targets": self.labels[i], "index": i}
+
+    def class_counts(self):
+        return (self.labels > 0).sum(0)
 
 
 def take(batches, count):
@@ -72,13 +107,121 @@ def test_resuming_equals_going_on(start):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_workers_change_nothing():
-    source = Scenes("train", 24, image_size=32)
-    alone = take(train_batches(source, 8, seed=2), 5)
-    helped = take(train_batches(source, 8, seed=2, num_workers=2), 5)
-    for a, b in zip(alone, helped, strict=True):
+def assert_same(some, others):
+    for a, b in zip(some, others, strict=True):
+        assert a.keys() == b.keys()
         for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_augmentation_depends_on_seed_epoch_and_example_only():
+    source = Photos()
+    batches = take(train_batches(source, 8, seed=5), 8)
+    for step, batch in enumerate(batches):
+        for i, image in zip(batch["index"].tolist(), batch["images"], strict=True):
+            expected = source.augmented(i, example_rng(5, step // 4, i))["image"]
+            np.testing.assert_array_equal(image, expected)
+    rows = {i: image for b in batches[:4] for i, image in zip(b["index"], b["images"], strict=True)}
+    again = {
+        i: image for b in batches[4:] for i, image in zip(b["index"], b["images"], strict=True)
+    }
+    assert all((rows[i] != again[i]).any() for i in rows.keys() & again.keys())
+
+
+@pytest.mark.parametrize("start", [1, 6])
+def test_resuming_augments_alike(start):
+    source = Photos(broken={3})
+    whole = take(train_batches(source, 8, seed=5), 10)
+    assert_same(whole[start:], take(train_batches(source, 8, seed=5, start_step=start), 10 - start))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers, caplog):
+    source = Captioned(Photos(broken={3, 30}), np.arange(37 * 4).reshape(37, 4))
+    alone = take(train_batches(source, 8, seed=2), 9)
+    said = [record.message for record in caplog.records]
+    caplog.clear()
+    assert_same(alone, take(train_batches(source, 8, seed=2, num_workers=workers), 9))
+    assert [record.message for record in caplog.records] == said
+    assert len(said) == 2
+
+
+def test_processes_augment_alike():
+    whole = take(train_batches(Photos(), 8, seed=1), 6)
+    parts = [
+        take(train_batches(Photos(), 8, seed=1, process_index=i, process_count=2), 6)
+        for i in (0, 1)
+    ]
+    for batch, *pair in zip(whole, *parts, strict=True):
+        shown = {i: v for b in pair for i, v in zip(b["index"].tolist(), b["images"], strict=True)}
+        assert shown.keys() == set(batch["index"].tolist())
+        for i, image in zip(batch["index"].tolist(), batch["images"], strict=True):
+            np.testing.assert_array_equal(image, shown[i])
+
+
+def test_unreadable_images_are_replaced_named_once_and_counted(caplog):
+    broken = {3, 11, 30}
+    batches = take(train_batches(Photos(broken=broken), 8, seed=0, max_unreadable=3), 24)
+    index = indices(batches)
+    assert len(index) == 24 * 8 and broken.isdisjoint(index.tolist())
+    assert set(batches[0]) == {"images", "targets", "index", "mask"}
+    for batch in batches:  # labels are those of the image that is shown
+        np.testing.assert_array_equal(batch["targets"].argmax(1), batch["index"] % 3)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 3
+    for i in broken:
+        assert sum(line.startswith(f"photo {i}: cannot be read as an image") for line in said) == 1
+    for count, line in enumerate(said, start=1):
+        assert line.endswith(f"(passed over: {count} of at most 3)")
+
+
+def test_too_many_unreadable_images_are_an_error(caplog):
+    batches = train_batches(Photos(broken={3, 11, 30}), 8, seed=0, max_unreadable=2)
+    with pytest.raises(
+        UserError, match=r"photo \d+: .* number 3 of the training images .* and 2 may"
+    ):
+        take(batches, 24)
+    assert len(caplog.records) == 2
+    with pytest.raises(UserError, match="number 1 of the training images"):
+        take(train_batches(Photos(broken={3}), 8, seed=0, max_unreadable=0), 24)
+    with pytest.raises(ImageError, match=r"photo \d+: cannot be read as .* none of 99 others"):
+        next(train_batches(Photos(broken=range(37)), 8, seed=0))
+
+
+def test_an_unreadable_image_ends_an_evaluation():
+    with pytest.raises(ImageError, match="photo 9: cannot be read as an image"):
+        list(eval_batches(Photos(broken={9}), 8))
+
+
+def test_evaluation_augments_nothing():
+    source = Photos(10)
+    batches = list(eval_batches(source, 4))
+    images = np.concatenate([b["images"][b["mask"]] for b in batches])
+    plain = Preprocess(16, fast_decode=True)
+    np.testing.assert_array_equal(images, [plain(content) for content in source.content])
+
+
+def test_captions_travel_with_their_images():
+    def encode(texts):
+        rows = np.zeros((len(texts), 12), np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            row[: len(text) + 1] = [*map(ord, text), 99]
+        return rows
+
+    captions = [(f"no {i}", "x") if i % 2 else () for i in range(37)]
+    tokens = tokenize(captions, encode)
+    assert tokens.dtype == np.int32 and tokens.shape == (37, len("no 11 x") + 1)
+    np.testing.assert_array_equal(tokens[1][:7], [*map(ord, "no 1 x"), 99])
+    assert tokens[0][0] == 99
+    assert tokenize(captions, encode, max_characters=2).shape == (37, 3)
+    for source in (Rows(), Photos()):
+        for batch in (
+            *take(train_batches(Captioned(source, tokens), 8, seed=0), 3),
+            *eval_batches(Captioned(source, tokens), 8),
+        ):
+            np.testing.assert_array_equal(batch["caption_tokens"], tokens[batch["index"]])
+    with pytest.raises(ValueError, match="captions of 36 images for 37"):
+        Captioned(Rows(), tokens[1:])
 
 
 def test_processes_share_an_epoch():
@@ -107,15 +250,10 @@ def test_evaluation_sees_everything_once(batch_size, process_count):
         assert np.concatenate(shown).tolist() == list(range(37))
 
 
-def test_a_transform_reads_the_source_image():
-    batch = next(eval_batches(Rows(), 4, transform=lambda image: image + np.uint8(1)))
-    np.testing.assert_array_equal(batch["images"][:, 0, 0, 0], batch["index"] + 1)
-
-
 def test_errors_name_the_mend():
     with pytest.raises(UserError, match="larger than the 37 training examples"):
         train_batches(Rows(), 64, seed=0)
     with pytest.raises(UserError, match="does not divide among 2"):
         train_batches(Rows(), 9, seed=0, process_count=2)
-    with pytest.raises(ValueError, match="is a transform missing"):
-        next(eval_batches(Rows(), 4, transform=lambda image: image[..., :1]))
+    with pytest.raises(ValueError, match="example 0: an image must be uint8"):
+        next(eval_batches([{"image": np.zeros((4, 4, 1), np.uint8), "index": 0}], 1))

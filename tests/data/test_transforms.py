@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mlclip_jax.data.transforms import Preprocess, decode
+from mlclip_jax.data.transforms import ImageError, Preprocess, decode
 from mlclip_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess.npz"
@@ -110,6 +112,28 @@ def test_grey_values():
     np.testing.assert_array_equal(np.asarray(decode(bits)), (colours > 127) * np.uint8(255))
 
 
+def test_colours_of_16_bits_keep_their_upper_8():
+    # Pillow writes no such file: header, filter byte 0 before each row, checksums.
+    deep = np.random.default_rng(0).integers(0, 65536, (3, 5, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    png = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 5, 3, 16, 2, 0, 0, 0)
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(body)) + kind + body
+        png += struct.pack(">I", zlib.crc32(kind + body))
+    np.testing.assert_array_equal(np.asarray(decode(png)), deep >> 8)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_animations_show_their_first_picture(form):
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    first, *others = [Image.new("RGB", (20, 16), colour) for colour in colours]
+    content = encoded(first, form, save_all=True, append_images=others, lossless=True)
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.n_frames == 3
+    assert np.abs(np.asarray(decode(content)).astype(int) - colours[0]).max() <= 2
+
+
 def test_orientation_is_left_alone():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -149,6 +173,41 @@ def test_fast_decode_never_scales_below_the_target(monkeypatch):
         assert actual[1] >= asked[1]
 
 
+@pytest.mark.parametrize("box", [(0, 0, 640, 480), (100, 37, 612, 421), (30.5, 8.25, 94, 71.75)])
+def test_a_part_is_its_pixels_resized(box):
+    image = photo(640, 480)
+    content = encoded(image, "JPEG", quality=95)
+    part = Preprocess(64).part(content, lambda w, h: box)
+    expected = decode(content).resize((64, 64), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(np.asarray(part), np.asarray(expected))
+    fast = Preprocess(64, fast_decode=True).part(content, lambda w, h: box)
+    difference = np.abs(np.asarray(fast).astype(int) - np.asarray(part)).mean()
+    assert difference < 2, "the part has moved"
+
+
+def test_fast_decode_never_scales_a_part_below_the_target(monkeypatch):
+    from PIL import JpegImagePlugin
+
+    sizes, draft = [], JpegImagePlugin.JpegImageFile.draft
+
+    def spy(self, mode, size):
+        result = draft(self, mode, size)
+        sizes.append(self.size)
+        return result
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy)
+    content = encoded(photo(800, 600), "JPEG")
+    for side in (600, 512, 511, 256, 255, 128, 127, 9):
+        Preprocess(64, fast_decode=True).part(content, lambda w, h, s=side: (0, 0, s, s))
+    assert [width for width, _ in sizes] == [100, 100, 200, 200, 400, 400, 800, 800]
+
+
+def test_a_callers_image_is_never_scaled():
+    with Image.open(io.BytesIO(encoded(photo(640, 480), "JPEG"))) as image:
+        Preprocess(64, fast_decode=True)(image)
+        assert image.size == (640, 480)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     content = encoded(photo(200, 150), "JPEG")
     cases = {
@@ -160,7 +219,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name, damaged in cases.items():
         path = tmp_path / name
         path.write_bytes(damaged)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(ImageError) as caught:
             Preprocess(32)(path)
         message = str(caught.value)
         assert message.startswith(f"{path}: cannot be read as an image (")
@@ -168,7 +227,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         assert " at 0x" not in message
         with pytest.raises(UserError, match="from the record 7"):
             Preprocess(32)(damaged, name=f"{name} from the record 7")
-    with pytest.raises(UserError, match="no such image file"):
+    with pytest.raises(ImageError, match="no such image file"):
         decode(tmp_path / "absent.jpg")
     with pytest.raises(UserError, match="no such image file"):
         decode(tmp_path)

@@ -135,6 +135,9 @@ class Noise:
     def label_matrix(self):
         return np.random.default_rng(0).choice([-1, 1], (8, 10)).astype(np.int8)
 
+    def class_counts(self):
+        return (self.label_matrix() > 0).sum(0)
+
     def __getitem__(self, i):
         image = np.random.default_rng(i).integers(0, 256, (64, 64, 3)).astype(np.uint8)
         return {"image": image, "targets": self.label_matrix()[i], "index": i}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlclip_jax.data import benchmarks
 from mlclip_jax.errors import UserError
 from mlclip_jax.train import load_config
 from mlclip_jax.training.build import check_settings
@@ -93,7 +94,7 @@ def test_published_runs(corpus, key, rate, gcn_rate):
     assert pattern == "gcn" and factor * rate == pytest.approx(gcn_rate)
     assert (config.backbone.name, config.backbone.image_size) == ("RN50", None)
     assert (stage.batch_size, stage.duration) == (128, "30 epochs")
-    assert not config.data["augment_flip"] and config.eval.splits == ("test",)
+    assert config.data["augment"] == "none" and config.eval.splits == ("test",)
     assert stage.method == {
         "name": "hspnet",
         "variant": "released",
@@ -106,11 +107,11 @@ def test_published_runs(corpus, key, rate, gcn_rate):
 
 
 def test_paper_preset():
-    """One rate for all over the epochs that are run, and mirrored images."""
+    """One rate for all over the epochs that are run, and mirrored crops."""
     for corpus in ("coco", "cub"):
         config = hspnet(f"{corpus}:variant=paper")
         (stage,) = config.stages
-        assert stage.method["variant"] == "paper" and config.data["augment_flip"]
+        assert stage.method["variant"] == "paper" and config.data["augment"] == "flip_rrc"
         assert (stage.optim.learning_rate, stage.optim.groups) == (1e-4, ())
         assert (stage.duration, stage.optim.schedule_duration) == ("30 epochs", None)
 
@@ -119,7 +120,8 @@ def test_paper_preset():
 def test_partial_labels(corpus):
     config = hspnet(f"{corpus}:setup=partial(0.3)")
     (stage,) = config.stages
-    assert config.data["name"] == f"{corpus}_partial(0.3)" and config.data["augment_flip"]
+    assert config.data["name"] == f"{corpus}_partial(0.3)"
+    assert config.data["augment"] == "flip_rrc"
     assert (config.backbone.name, config.backbone.image_size) == ("RN101", 448)
     assert (stage.optim.learning_rate, stage.optim.groups) == (1e-4, ())
     assert (stage.batch_size, stage.duration) == (32, "30 epochs")
@@ -200,7 +202,7 @@ def test_published_numbers_stand_beside_their_own_row_only(text, number):
         ("coco:setup=slpc", "unknown setup of coco 'slpc'; did you mean 'splc'?"),
         ("voc:setup=partial(0.3)", "unknown setup of voc 'partial'; known: largeloss, splc"),
         ("vg200:setup=splc", "unknown setup of vg200 'splc'; known: partial"),
-        ("coco:setup=partial", "'partial' takes (share, seed)"),
+        ("coco:setup=partial", "takes the share of labels that training sees: coco_partial(0.3)"),
         ("coco:setup=splc(0.3)", "takes nothing in brackets"),
         ("coco:few_shot=2", "few_shot"),
         ("coco:row=hsp", "unknown row 'hsp'; did you mean"),
@@ -215,3 +217,49 @@ def test_errors_of_hspnet(text, message):
     with pytest.raises(UserError) as caught:
         hspnet(text)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["coop", "zero_shot"])
+@pytest.mark.parametrize("name", [*benchmarks.NAMES, "custom"])
+def test_every_benchmark_has_a_config(method, name):
+    name += "(0.5)" if "partial" in name else ""
+    config = parse_config(load_config(f"{CONFIGS}/{method}/benchmark.py:data={name},data_dir=here"))
+    settings = check_settings(config)
+    assert settings["data"]["name"] == name and settings["data"]["data_dir"] == "here"
+    if name != "custom":
+        assert set(config.eval.splits) == set(benchmarks.resolve(name).splits)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("coco_spml_splc", "splc"),
+        ("coco_splc_40", "splc"),
+        ("vg200_partial(0.3)", "splc"),
+        ("nus_gzsl", "ranking"),
+        ("imagenet21k_to_nus", "asymmetric_softmax(gamma_negative=0.0, smoothing=0.0)"),
+        ("coco", "binary_cross_entropy"),
+        ("voc_lt", "distribution_balanced(negative_scale=5.0, mu=0.3)"),
+        ("coco_lt", "distribution_balanced"),
+    ],
+)
+def test_the_loss_of_coop_goes_by_the_labels(name, loss):
+    """Each traces at full size, on the small tower."""
+    config = load_config(f"{CONFIGS}/coop/benchmark.py:data={name},backbone=clip-mini-rn")
+    config.duration = "10 steps"
+    assert config.method["loss"] == loss
+    dry_run(config)
+
+
+@pytest.mark.parametrize("method", ["coop", "zero_shot"])
+def test_long_tail_figures_of_the_paper(method):
+    """Table 1 of LMPT; the total is the mean over the classes of the three groups."""
+    sizes = {"voc_lt": (6, 6, 8), "coco_lt": (22, 33, 25)}
+    for name, counts in sizes.items():
+        for backbone in ("RN50", "ViT-B/16"):
+            file = f"{CONFIGS}/{method}/benchmark.py:data={name},backbone={backbone}"
+            paper = parse_config(load_config(file)).paper
+            total, *parts = paper.values()
+            assert list(paper) == ["mAP", "mAP/head", "mAP/medium", "mAP/tail"]
+            assert total == pytest.approx(np.average(parts, weights=counts), abs=1.5)
+    assert not parse_config(load_config(f"{CONFIGS}/{method}/benchmark.py:data=coco")).paper

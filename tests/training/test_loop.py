@@ -115,7 +115,7 @@ def test_run_learns_and_reports(tmp_path):
             {
                 "optim": {"schedule": "plateau", "plateau_patience": 0, "learning_rate": 1e-3},
                 "eval": {"every": "2 steps"},
-                "data": {"name": "blocks", "augment_flip": True},
+                "data": {"name": "blocks", "mirrored": True},
             },
             7,
             1,
@@ -388,6 +388,10 @@ def test_other_backbone_labels_or_shapes_are_refused(tmp_path):
         ({"batch_size": 16}, "batch_size was 8 and is 16"),
         ({"data": {"name": "blocks", "num_train": 48}}, "data.num_train was 40 and is 48"),
         ({"method": {"name": "tower", "train_bn": True}}, "method.train_bn was False and is True"),
+        (
+            {"backbone": {"name": "toy", "image_norm": "imagenet"}},
+            "backbone.image_norm was None and is 'imagenet'",
+        ),
         ({"stages": TWO_STAGES}, "stages was None and is "),
     ],
 )

@@ -11,6 +11,7 @@ from flax import nnx
 from mlclip_jax import methods
 from mlclip_jax.data import registry
 from mlclip_jax.data.pipeline import train_batches
+from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import Batch, Progress
 from mlclip_jax.training.build import build_method, load_backbone, load_trained
 from mlclip_jax.training.config import parse_config
@@ -62,6 +63,23 @@ def test_the_backbone_is_as_its_settings_say(weights):
     assert clip.image.remat and clip.text.remat
     assert (clip.dtype, clip.config.image.image_size) == (jnp.bfloat16, 96)
     assert clip.image.position_embedding.shape == (1 + 12**2, 128)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_pixels_are_normalised_as_the_settings_say(weights):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    statistics = {
+        None: ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+    for norm, (mean, std) in statistics.items():
+        settings = {"weights": weights, "image_norm": norm}
+        config = parse_config(run_config({"name": "coop"}, backbone=settings))
+        clip = load_backbone(config.backbone).clip
+        expected = (pixels / 255.0 - mean) / std
+        np.testing.assert_allclose(clip.normalize(jnp.asarray(pixels)), expected, atol=1e-5)
+    with pytest.raises(UserError, match=r"backbone\.image_norm"):
+        parse_config(run_config({"name": "coop"}, backbone={"image_norm": "imagnet"}))
 
 
 @pytest.mark.parametrize("method", CASES)

@@ -121,8 +121,9 @@ def test_average_follows_weights_and_statistics():
     assert set(all_leaves(state, frozen, ema=True)) == set(start.paths)
 
 
-def test_flip_mirrors_about_half_of_the_images():
-    images = toys.batch(64).images
+def flipped(batch, **options):
+    """Which images arrive mirrored in the last step, by their index."""
+    images = batch.images
 
     class Seen(toys.Tower):
         """Reports which images arrived mirrored."""
@@ -135,19 +136,28 @@ def test_flip_mirrors_about_half_of_the_images():
             loss, _ = super().loss(logits, batch, labels, progress)
             same = jnp.all(self.seen == images, (1, 2, 3))
             mirrored = jnp.all(self.seen == images[:, :, ::-1], (1, 2, 3))
-            return loss, {"same": jnp.sum(same), "mirrored": jnp.sum(mirrored)}
+            return loss, {"same": same, "mirrored": mirrored}
 
-    def counts(steps, **options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(toys.METHODS, "seen", Seen)
-            metrics = run(1, "seen", steps=steps, batch=toys.batch(64), **options)[2]
-        return int(metrics["same"]), int(metrics["mirrored"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(toys.METHODS, "seen", Seen)
+        metrics = run(1, "seen", batch=batch, **options)[2]
+    np.testing.assert_array_equal(metrics["same"], ~metrics["mirrored"])
+    return dict(zip(batch.index.tolist(), metrics["mirrored"].tolist(), strict=True))
 
-    assert counts(1) == (64, 0)
-    first, second = counts(1, augment_flip=True), counts(2, augment_flip=True)
-    assert sum(first) == sum(second) == 64
-    assert 16 < first[0] < 48
-    assert first == counts(1, augment_flip=True)
+
+def test_flip_mirrors_about_half_of_the_images():
+    batch = toys.batch(64)
+    assert not any(flipped(batch).values())
+    first = flipped(batch, augment_flip=True)
+    assert 16 < sum(first.values()) < 48
+    assert first == flipped(batch, augment_flip=True)
+    assert first != flipped(batch, augment_flip=True, steps=2)
+
+
+def test_an_image_is_flipped_alike_wherever_it_stands_in_the_batch():
+    batch = toys.batch(64)
+    turned = jax.tree.map(lambda x: x[::-1], batch)
+    assert flipped(batch, augment_flip=True) == flipped(turned, augment_flip=True)
 
 
 def test_progress_counts_from_the_start_of_the_stage():

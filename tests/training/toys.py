@@ -124,6 +124,9 @@ class Blocks:
     def __len__(self):
         return self.size
 
+    def class_counts(self):
+        return sum(self[i]["targets"] > 0 for i in range(self.size))
+
     def __getitem__(self, i):
         rng = np.random.default_rng((self.seed, i))
         targets = np.where(rng.random(len(SPACE)) < 0.5, 1, -1).astype(np.int8)
@@ -134,10 +137,15 @@ class Blocks:
 
 @dataclass(frozen=True)
 class BlocksConfig(DataConfig):
-    """Number of examples."""
+    """Number of examples, and whether training mirrors them."""
 
     num_train: int = 40
     num_eval: int = 12
+    mirrored: bool = False
+
+    @property
+    def flip(self):
+        return self.mirrored
 
 
 def load_blocks(config, image_size, splits):
