@@ -3,9 +3,10 @@
     python scripts/convert_released.py hspnet model-highest.ckpt \
         --config=configs/hspnet/coco.py --workdir=runs/hspnet-coco-released
 
-Reads PyTorch's files (with the parity extra, and weights only: nothing is unpickled) and
-safetensors. The result is evaluated and served like any run; training cannot go on from it, as no
-release has the optimizer's state. A setting is changed with --config.KEY=VALUE, as in training.
+Knows the files of CoOp, DualCoOp, HSPNet and LMPT as their code saves them: PyTorch's (with the
+parity extra; weights only, nothing is unpickled) and safetensors. The result is evaluated and
+served like any run; training cannot go on from it, as no release has the optimizer's state in our
+form. A setting is changed with --config.KEY=VALUE, as in training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from released import hspnet
+from released import coop, dual_coop, hspnet, lmpt
 from released.base import Release
 from released.files import open_released
 
@@ -45,7 +46,7 @@ from mlclip_jax.training.config import TrainConfig, parse_config
 from mlclip_jax.training.step import Leaves, take_apart
 
 #: By method; a further one is a module in `released`.
-RELEASES = {module.RELEASE.method: module.RELEASE for module in (hspnet,)}
+RELEASES = {m.RELEASE.method: m.RELEASE for m in (coop, dual_coop, hspnet, lmpt)}
 #: Names of an array in the file, and the way from there to our leaf and back.
 Place = tuple[tuple[str, ...], Transform]
 
@@ -81,7 +82,12 @@ def read_leaves(
 
     # ---- Names and shapes ------------------------------------------------------------------------
     prompts = release.prompts(method, space, tokenizer)
-    optional = _shapes(frozen, leaves) | {name: a.shape for name, (_, a) in prompts.items()}
+    start = np.asarray(method.clip.text.token_embedding[tokenizer.sot])
+    optional = {
+        **_shapes(frozen, leaves),
+        **{name: array.shape for name, (_, array) in prompts.items()},
+        **dict.fromkeys(release.starts, (len(space), 1, *start.shape)),
+    }
     held = {name: shape for name, shape in arrays.shapes.items() if name not in release.unused}
     expected = _shapes(learned, leaves) | {n: s for n, s in optional.items() if n in held}
     check_shapes(expected, held, source)
@@ -97,6 +103,7 @@ def read_leaves(
         for name in place[0]
         if name in held and not _same(load(place), leaves[path]).all()
     ]
+    other += [n for n in release.starts if n in held and not _same(arrays.read(n), start).all()]
     if other:
         raise UserError(
             f"{source} was trained from another CLIP than the config's backbone: {len(other)} "
@@ -110,7 +117,7 @@ def read_leaves(
         for row, same in zip(rows, _same(arrays.read(name), array), strict=True)
         if not same.all()
     ]
-    return {path: load(place) for path, place in learned.items()}, differing
+    return {path: load(place) for path, place in learned.items()}, list(dict.fromkeys(differing))
 
 
 def _same(a: np.ndarray, b: Any) -> np.ndarray:
@@ -168,12 +175,7 @@ def convert(
     backbone = load_backbone(config.backbone, seed=config.seed)
     space = registry.label_space(config.data, name_features=name_features(backbone))
     method = build_method(stage, backbone, space, seed=config.seed)
-    wrong = {
-        key: value
-        for key, value in release.settings.items()
-        if getattr(method.config, key) != value
-    }
-    if wrong:
+    if wrong := release.wrong_settings(arrays.shapes, method):
         values = ", ".join(f"method.{key}={value!r}" for key, value in wrong.items())
         raise UserError(f"the config is not the release's: set {values}")
     method.label_inputs(space, backbone.tokenizer)  # labels that do not suit are an error now

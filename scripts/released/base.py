@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mlclip_jax.clip.layouts import LAYOUTS, Row
 from mlclip_jax.clip.tokenizer import Tokenizer
+from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.methods.base import Method
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX
 
 
@@ -27,6 +29,8 @@ class Release:
         prompts: (method, labels, tokenizer) -> the embedded prompts that the file may hold, by
             name: the label or group of each row, and the array.
         remark: what the user has to know of the result.
+        contexts: names of learned contexts `[k w]` or `[c k w]`, and our method's modules for them.
+        starts: names of the embedded start of text `[c 1 w]`, which must be the backbone's.
     """
 
     method: str
@@ -36,6 +40,36 @@ class Release:
     unused: tuple[str, ...]
     prompts: Callable[[Any, LabelSpace, Tokenizer], dict[str, tuple[Sequence[str], np.ndarray]]]
     remark: str
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    starts: tuple[str, ...] = ()
+
+    def wrong_settings(
+        self, shapes: Mapping[str, tuple[int, ...]], method: Method
+    ) -> dict[str, Any]:
+        """The settings in which a method is not the release's of these arrays, as they should be.
+
+        Raises:
+            UserError: the file's contexts differ in what our method has one setting for.
+        """
+        config: Any = method.config
+        wrong = {
+            key: value for key, value in self.settings.items() if getattr(config, key) != value
+        }
+        held = {name: shapes[name] for name in self.contexts if len(shapes.get(name, ())) in (2, 3)}
+        forms = {(shape[-2], len(shape) == 3) for shape in held.values()}
+        if len(forms) > 1:
+            sizes = ", ".join(f"{name} {list(shape)}" for name, shape in held.items())
+            raise UserError(
+                f"{self.method} has contexts of one length and form, the file's: {sizes}"
+            )
+        for name, shape in held.items():
+            if (len(shape) == 3) != config.class_specific:
+                wrong["class_specific"] = not config.class_specific
+            if shape[-2] != getattr(method, self.contexts[name]).vectors.shape[-2]:
+                wrong["n_ctx"] = shape[-2]
+                if config.ctx_init:  # its words are counted, not n_ctx
+                    wrong["ctx_init"] = ""
+        return wrong
 
 
 def tower_rows(tower: str, prefix: str) -> tuple[Row, ...]:

@@ -12,6 +12,35 @@ from mlclip_jax.errors import UserError
 #: Keys that state dicts are nested under; averaged weights have "_ema" behind.
 NESTS = ("state_dict", "model", "model_state_dict")
 
+#: What training loops save beside the weights: Dassl's schedulers hold another scheduler and
+#: with it its optimizer, and scores are numbers of numpy.
+_BESIDE = (
+    "torch.optim.lr_scheduler.CosineAnnealingLR",
+    "torch.optim.lr_scheduler.MultiStepLR",
+    "torch.optim.lr_scheduler.StepLR",
+    "torch.optim.sgd.SGD",
+    "torch.optim.adam.Adam",
+    "torch.optim.adamw.AdamW",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "builtins.dict",
+)
+
+
+class _PassedOver:
+    """Stands for an object of `_BESIDE`: is made from anything and keeps nothing."""
+
+    def __new__(cls, *_: Any) -> _PassedOver:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """Stands for a defaultdict."""
+    return {}
+
 
 def open_released(path: Path, weights: str | None) -> NamedArrays:
     """The named arrays of a released file, wherever they are nested, without "module.".
@@ -40,7 +69,7 @@ def open_released(path: Path, weights: str | None) -> NamedArrays:
 
 
 def _load_torch(path: Path) -> Any:
-    """What a file of PyTorch holds, if it is tensors and plain containers."""
+    """What a file of PyTorch holds: tensors, plain containers, and nothing for `_BESIDE`."""
     import pickle
 
     try:
@@ -50,8 +79,10 @@ def _load_torch(path: Path) -> Any:
             f"{path} is read by PyTorch, which is missing: pip install 'mlclip-jax[parity]', or "
             "save the state dict elsewhere as .safetensors"
         ) from error
+    beside = [(_PassedOver, name) for name in _BESIDE] + [(_empty, "collections.defaultdict")]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(beside):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no PyTorch file or holds more than weights, and nothing is unpickled here: "
