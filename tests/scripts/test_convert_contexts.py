@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlclip_jax import methods
 from mlclip_jax.clip.arrays import from_state_dict, to_state_dict
 from mlclip_jax.data import registry
 from mlclip_jax.data.registry import DataConfig
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.training.build import Backbone, load_backbone, load_trained
 from mlclip_jax.training.config import BackboneConfig
+from references import prompt_methods as reference
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -35,7 +35,6 @@ MODULES = {
     "lmpt": {"": "context"},
     "dual_coop": {"_pos": "positive", "_neg": "negative"},
 }
-PRESENT = [name for name in MODULES if name in methods.names()]
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +117,17 @@ def logits(
         eot = full_prompts(backbone, ctx.shape[1]).argmax(-1)
         return normalize(x[np.arange(len(NAMES)), eot] @ clip.text.projection[...])
 
-    if method != "dual_coop":
-        scale = np.exp(towers["logit_scale"])
-        return scale * normalize(jax.jit(clip.encode_images)(images()).pooled) @ text("").T
-    raise NotImplementedError
+    if method == "dual_coop":
+        pool = clip.image.attention_pool
+        cells = jax.jit(clip.image.feature_map)(clip.normalize(images()))
+        regions = reference.region_features_released(
+            cells.reshape(len(cells), -1, cells.shape[-1]), pool.position_embedding[...],
+            pool.v.kernel[...], pool.v.bias[...], pool.out.kernel[...], pool.out.bias[...],
+        )  # fmt: skip
+        plus, minus = reference.dual_coop_scores(regions, text("_pos"), text("_neg"))
+        return np.asarray(plus - minus)
+    features = normalize(jax.jit(clip.encode_images)(images()).pooled)
+    return np.asarray(np.exp(towers["logit_scale"]) * features @ text("").T)
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -165,7 +171,7 @@ def convert(script, backbone, towers, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("specific", [False, True])
-@pytest.mark.parametrize("method", PRESENT)
+@pytest.mark.parametrize("method", MODULES)
 def test_logits_are_the_releases(convert, backbone, towers, tmp_path, method, specific) -> None:
     state = released(method, backbone, towers, n_ctx=3, specific=specific)
     prefix = "module." if method == "lmpt" else ""
@@ -220,7 +226,7 @@ def test_checkpoints_of_dassl(convert, backbone, towers, tmp_path) -> None:
     assert len(load_trained(tmp_path / "run").method.context.vectors[...]) == 3
 
 
-@pytest.mark.parametrize("method", PRESENT)
+@pytest.mark.parametrize("method", MODULES)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -257,7 +263,7 @@ def test_config_must_be_the_releases(convert, backbone, towers, settings, messag
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("method", PRESENT)
+@pytest.mark.parametrize("method", MODULES)
 def test_labels_are_compared(convert, backbone, towers, method) -> None:
     """Those that were tokenised otherwise are named; other numbers of them are an error."""
     state = released(method, backbone, towers, n_ctx=3, specific=True)
@@ -270,7 +276,7 @@ def test_labels_are_compared(convert, backbone, towers, method) -> None:
     assert "the prompts of 2 labels or groups differ" in out and ": cat, dining table\n" in out
 
 
-@pytest.mark.parametrize("method", PRESENT)
+@pytest.mark.parametrize("method", MODULES)
 def test_backbone_must_be_the_releases(convert, backbone, towers, method) -> None:
     state = released(method, backbone, towers, n_ctx=3, specific=False)
     for name in [name for name in state if "token_prefix" in name or "ln_final" in name]:
@@ -280,7 +286,20 @@ def test_backbone_must_be_the_releases(convert, backbone, towers, method) -> Non
         assert name in err
 
 
-@pytest.mark.parametrize("method", PRESENT)
+def test_backbone_of_another_width(convert, backbone, towers) -> None:
+    state = released("coop", backbone, towers, n_ctx=3, specific=False)
+    code, _, err = convert(state, "coop", clip="clip-mini", n_ctx=3)
+    assert code == 2 and "  mismatched  ctx [3, 64], the configuration says [3, 128]\n" in err
+
+
+def test_contexts_of_two_lengths(convert, backbone, towers) -> None:
+    state = released("dual_coop", backbone, towers, n_ctx=3, specific=False)
+    state["prompt_learner.ctx_neg"] = state["prompt_learner.ctx_neg"][:2]
+    code, _, err = convert(state, "dual_coop", n_ctx=3)
+    assert code == 2 and "differ in length or form" in err and "prompt_learner.ctx_neg [2, " in err
+
+
+@pytest.mark.parametrize("method", MODULES)
 def test_every_array_is_accounted_for(convert, backbone, towers, method) -> None:
     state = released(method, backbone, towers, n_ctx=3, specific=False)
     width = towers["ln_final.weight"].shape[0]
