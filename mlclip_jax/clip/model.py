@@ -63,20 +63,37 @@ class CLIP(nnx.Module):
         Raises:
             ValueError: images of another size than the tower's positions are for.
         """
+        images = self.prepare(images)
+        if isinstance(self.image, ModifiedResNet):
+            return self.image(images, tokens=tokens, train_bn=train_bn)
+        return self.image(images, tokens=tokens)
+
+    def prepare(self, images: Array) -> Array:
+        """Images of the tower's size, normalised: [b h w 3] -> `dtype` [b h w 3].
+
+        Raises:
+            ValueError: images of another size than the tower's positions are for.
+        """
         size = self.config.image.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(
                 f"the image tower takes [b {size} {size} 3], not {list(images.shape)}; preprocess "
                 "the images to that size, or load the CLIP with image_size=..."
             )
-        images = self.normalize(images)
-        if isinstance(self.image, ModifiedResNet):
-            return self.image(images, tokens=tokens, train_bn=train_bn)
-        return self.image(images, tokens=tokens)
+        return self.normalize(images)
 
     def encode_text(self, ids: Array) -> Array:
         """Text features of token ids: int32 [c t] -> [c d], not normalised."""
         return self.text(ids, dtype=self.dtype)
+
+    def encode_captions(self, ids: Array) -> ImageFeatures:
+        """Captions as if they were images: token ids int32 [n t] -> features, not normalised.
+
+        `pooled` is the text feature, `tokens` those of all positions, `mask` False after EOT.
+
+        Source: Guo et al., CVPR 2023 (TaI-DPT), section 3.2.
+        """
+        return ImageFeatures(*self.text.encode_tokens(ids, dtype=self.dtype))
 
     def encode_prompts(self, prompts: PromptTokens, context: Array | None = None) -> Array:
         """Text features of prompts with a shared prefix: -> [c d]; see `TextTower`."""

@@ -119,10 +119,14 @@ class AttentionPool(nnx.Module):
         self.out = Linear(width, embed_dim, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x: Array) -> Array:
-        """[b p w] -> [b d]."""
+    def with_mean(self, x: Array, *, positions: bool = True) -> Array:
+        """Mean token first, positions added unless told otherwise: [b p w] -> [b 1+p w]."""
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
-        x = x + self.position_embedding[...].astype(x.dtype)
+        return x + self.position_embedding[...].astype(x.dtype) if positions else x
+
+    def __call__(self, x: Array, *, positions: bool = True) -> Array:
+        """[b p w] -> [b d]."""
+        x = self.with_mean(x, positions=positions)
         q, k, v = (
             y.reshape(*y.shape[:2], self.heads, -1)
             for y in (self.q(x[:, :1]), self.k(x), self.v(x))
@@ -131,9 +135,9 @@ class AttentionPool(nnx.Module):
         return self.out(y.reshape(x.shape[0], -1))
 
     def project_cells(self, x: Array) -> Array:
-        """Each cell by itself into the joint space (no position): [b p w] -> [b p d].
+        """Each cell by itself into the joint space: [b p w] -> [b p d].
 
-        Source: the dense features of DualCoOp and TaI-DPT.
+        Source: the dense features of TaI-DPT, and, of cells `with_mean`, of DualCoOp.
         """
         return self.out(self.v(x))
 
@@ -176,12 +180,16 @@ class ModifiedResNet(nnx.Module):
                 x = _checkpointed(block, x, train_bn) if self.remat else block(x, train=train_bn)
         return x
 
+    def cells(self, images: Array, *, train_bn: bool | Array = False) -> Array:
+        """The final map cell by cell, row-major: [b h w 3] normalised pixels -> [b p w]."""
+        x = self.feature_map(images, train_bn=train_bn)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
     def __call__(
         self, images: Array, *, tokens: bool = False, train_bn: bool | Array = False
     ) -> ImageFeatures:
         """[b h w 3] normalised pixels -> features; cell tokens only where asked for."""
-        x = self.feature_map(images, train_bn=train_bn)
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = self.cells(images, train_bn=train_bn)
         pool = self.attention_pool
         return ImageFeatures(pool(x), pool.project_cells(x) if tokens else None)
 

@@ -155,6 +155,23 @@ class TextTower(nnx.Module):
         prefix = Segment(self.embed(prompts.prefix[None], shared).astype(dtype))
         return self.encode((prefix, own), prompts.eot)
 
+    def encode_tokens(self, ids: Array, *, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
+        """Whole texts, every position projected as EOT is.
+
+        Args:
+            ids: int32 [n t]; trim to the longest first.
+            dtype: compute dtype.
+
+        Returns:
+            Features at EOT [n d] and at all positions [n t d], not normalised; bool [n t], False
+            after EOT.
+        """
+        hidden = self.hidden_states(self.embed(ids).astype(dtype))
+        tokens = hidden @ self.projection[...].astype(dtype)
+        eot = end_of_text(ids, self.config.eot_id)[:, None]
+        pooled = jnp.take_along_axis(tokens, eot[..., None], axis=1)[:, 0]
+        return pooled, tokens, jnp.arange(ids.shape[1]) <= eot
+
     def __call__(self, ids: Array, *, dtype: jnp.dtype) -> Array:
         """Text features of token ids: int32 [c t] -> [c d]; trim ids to the longest first."""
         embeddings = Segment(self.embed(ids).astype(dtype))

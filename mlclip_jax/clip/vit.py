@@ -16,11 +16,13 @@ from mlclip_jax.clip.transformer import LayerNorm, make_blocks
 class ImageFeatures(NamedTuple):
     """What an image tower gives: in the joint space, not normalised.
 
-    pooled [b d]; tokens [b p d], patches only, row-major, or None where nobody reads them.
+    pooled [b d]; tokens [b p d], patches only, row-major, or None where nobody reads them; mask
+    bool [b p], False for tokens that only pad: captions that stand for images have it (TaI-DPT).
     """
 
     pooled: Array
     tokens: Array | None = None
+    mask: Array | None = None
 
 
 class PatchEmbed(nnx.Module):

@@ -1,8 +1,8 @@
-"""Captions of training images, tokenised once and carried beside the labels."""
+"""Captions of training images, tokenised once: beside the labels, or in place of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,21 @@ def tokenize(
 
 
 class Captioned:
-    """A source whose examples carry "caption_tokens" too; augments where the source does.
+    """A source whose examples carry their captions too; augments where the source does.
 
     Args:
       source: the examples.
-      tokens: int32 [n t], from `tokenize`; row i belongs to example i.
+      values: row i belongs to example i: ids int32 [n t] from `tokenize`, or features [n d].
+      name: what the batch calls them, "caption_tokens" or "caption_features".
 
     Raises:
       ValueError: there are not as many rows as examples.
     """
 
-    def __init__(self, source: Source, tokens: np.ndarray) -> None:
-        if len(tokens) != len(source):
-            raise ValueError(f"captions of {len(tokens)} images for {len(source)} examples")
-        self.source, self.tokens = source, tokens
+    def __init__(self, source: Source, values: np.ndarray, name: str = "caption_tokens") -> None:
+        if len(values) != len(source):
+            raise ValueError(f"captions of {len(values)} images for {len(source)} examples")
+        self.source, self.values, self.name = source, values, name
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -52,11 +53,11 @@ class Captioned:
 
     def __getitem__(self, i: int) -> Example:
         """Example i with its caption."""
-        return {**self.source[i], "caption_tokens": self.tokens[i]}
+        return {**self.source[i], self.name: self.values[i]}
 
     def augmented(self, i: int, rng: np.random.Generator) -> Example:
         """Example i as training sees it, with its caption."""
-        return {**load_example(self.source, i, rng), "caption_tokens": self.tokens[i]}
+        return {**load_example(self.source, i, rng), self.name: self.values[i]}
 
     def identity(self) -> dict[str, Any]:
         """What decides the images, see `data.features`; captions do not."""
@@ -64,8 +65,40 @@ class Captioned:
 
     def annotations(self, i: int) -> Example:
         """Example i with its caption, without its image."""
-        return {**self.source.annotations(i), "caption_tokens": self.tokens[i]}
+        return {**self.source.annotations(i), self.name: self.values[i]}
 
     def class_counts(self) -> np.ndarray:
         """Positives of each class, int64 [c]."""
         return self.source.class_counts()
+
+
+class CaptionsAsImages:
+    """Examples that are captions: their text features stand where an image's would (TaI-DPT).
+
+    Args:
+      features: "pooled" [n d], "tokens" [n t d] and "mask" bool [n t], see `CLIP.encode_captions`.
+      targets: int8 [n c].
+    """
+
+    def __init__(self, features: Mapping[str, np.ndarray], targets: np.ndarray) -> None:
+        self.features, self.targets = dict(features), targets
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.targets)
+
+    def __repr__(self) -> str:
+        return f"CaptionsAsImages({len(self)})"
+
+    def __getitem__(self, i: int) -> Example:
+        """Caption i."""
+        features = {name: values[i] for name, values in self.features.items()}
+        return {"features": features, **self.annotations(i)}
+
+    def annotations(self, i: int) -> Example:
+        """Caption i without its features."""
+        return {"targets": self.targets[i], "index": i}
+
+    def class_counts(self) -> np.ndarray:
+        """Positives of each class, int64 [c]."""
+        return np.count_nonzero(self.targets > 0, axis=0)

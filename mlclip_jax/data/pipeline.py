@@ -1,8 +1,8 @@
 """From a random-access source to batches on the host, over grain.
 
 A batch is a dict of numpy arrays: images uint8 [b h w 3], targets int8 [b c], index int32 [b], mask
-bool [b], and caption_tokens int32 [b t] where the source has captions. In place of pixels "images"
-is a dict of features where they are cached (`data.features`).
+bool [b], and caption_tokens int32 [b t] or caption_features [b d] where the source has them. In
+place of pixels "images" is a dict of features where they are cached (`data.features`).
 
 The training examples are a pure function of the seed, the source and the number of processes, and
 what augmentation makes of each one of the seed, the epoch and the example: workers and threads
@@ -37,7 +37,8 @@ class Source(Protocol):
     """Random access to examples.
 
     An example has "image" (uint8 [h w 3]), "targets" (int8 [c]), "index" (its number) and, in every
-    example or none, "caption_tokens" (int32 [t], see `data.captions`). Workers receive a pickled
+    example or none, "caption_tokens" (int32 [t]) or "caption_features" ([d], see `data.captions`);
+    "features" by name may stand for the image. Workers receive a pickled
     copy of the source.
     """
 
@@ -77,6 +78,8 @@ def _arrays(example: Example, mask: bool = True) -> Batch:
     }
     if "caption_tokens" in example:
         out["caption_tokens"] = np.asarray(example["caption_tokens"], np.int32)
+    if "caption_features" in example:
+        out["caption_features"] = np.asarray(example["caption_features"])
     return out
 
 

@@ -328,6 +328,11 @@ class Scenes:
         ]
         return f"a photo of {', '.join(things[:-1])} and {things[-1]}."
 
+    @property
+    def captions(self) -> tuple[tuple[str, ...], ...]:
+        """Captions of each example, one a scene, for `data.captions.tokenize`."""
+        return tuple((self.caption(i),) for i in range(len(self)))
+
     def boxes(self, i: int) -> tuple[SceneObject, ...]:
         """The objects of scene i in drawing order, each with its tight box in pixels."""
         out = []

@@ -53,7 +53,7 @@ class EvalResult:
 class Predictor(NamedTuple):
     """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
 
-    encode_labels(state, labels) -> label features;
+    encode_labels(state, labels) -> label features, None where they change with the image;
     logits(state, images uint8 `[b h w 3]` or cached features, label features, labels) -> float32
     `[b c]`.
     """
@@ -72,11 +72,15 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
     """
 
     def encode_labels(state: Sequence[Any], labels: LabelInputs) -> Any:
-        return nnx.merge(graphdef, *state).encode_labels(labels)
+        method = nnx.merge(graphdef, *state)
+        return None if method.labels_see_images else method.encode_labels(labels)
 
     def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
         method = nnx.merge(graphdef, *state)
-        return method.logits(image_features(method, images), features, labels)
+        seen = image_features(method, images)
+        if method.labels_see_images:
+            features = method.encode_labels(labels, image_features=seen)
+        return method.logits(seen, features, labels)
 
     if mesh is None:
         return Predictor(jax.jit(encode_labels), jax.jit(logits))

@@ -20,6 +20,7 @@ from jax import Array
 from mlclip_jax import losses
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.clip.arrays import path_string
+from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.losses import Progress
 from mlclip_jax.modules.heads import cosine_logits
@@ -34,7 +35,8 @@ class Batch:
     images uint8 [b h w 3], or cached features by name (see `image_features`); targets
     int8 [b c] (+1 positive, 0 unobserved, -1 negative); index int32 [b], the examples' rows in
     their source; mask bool [b], False for the padding of an evaluation's last batch;
-    caption_tokens int32 [b t], where the source has captions.
+    caption_tokens int32 [b t] or caption_features [b d] where the method reads captions, zeros for
+    an image without any.
     """
 
     images: Array | dict[str, Array]
@@ -42,6 +44,7 @@ class Batch:
     index: Array
     mask: Array
     caption_tokens: Array | None = None
+    caption_features: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +56,7 @@ class LabelInputs:
     space; mask bool [c], False for classes that only pad c to a multiple of the devices (they
     repeat class 0); group int32 [c], where the space has a taxonomy; class_counts float32 [c] and
     num_images float32 [], positives of each class and images in training, for losses that ask.
+    features float32 [c d]: text features of prompts in which nothing trains, computed once.
     For methods with graphs (`mlclip_jax.modules.graph`): label_graph float32 [c c], group_graph
     float32 [g g], group_features float32 [g d].
     """
@@ -63,6 +67,7 @@ class LabelInputs:
     group: Array | None = None
     class_counts: Array | None = None
     num_images: Array | None = None
+    features: Array | None = None
     label_graph: Array | None = None
     group_graph: Array | None = None
     group_features: Array | None = None
@@ -79,6 +84,29 @@ class LabelInputs:
             class_counts=counts.astype(np.float32)[np.asarray(self.index)],
             num_images=np.asarray(num_images, np.float32),
         )
+
+
+@dataclass(frozen=True)
+class Captions:
+    """How a method reads captions in training (`mlclip_jax.training.captions`).
+
+    Attributes:
+        read: "tokens" puts their ids into the batch, "features" their text features, computed
+            once, and "images" trains on captions in place of images.
+        max_characters: cut them before they are tokenised; None: only at the tower's context.
+    """
+
+    read: Literal["tokens", "features", "images"]
+    max_characters: int | None = None
+
+
+@dataclass(frozen=True)
+class CaptionExamples:
+    """Captions to train on: m texts, their targets int8 [m c], and what there is to say of them."""
+
+    texts: Sequence[str]
+    targets: np.ndarray
+    report: str
 
 
 def padded_index(classes: int, multiple_of: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +146,10 @@ class Method(nnx.Module):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     #: Whether the head reads patch tokens; if not, they are never computed.
     reads_tokens: ClassVar[bool] = False
+    #: Whether label features change with the image (CoCoOp), and are [b c d].
+    labels_see_images: ClassVar[bool] = False
+    #: The classes that parameters of each class belong to; None: any labels can be scored.
+    own_classes: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -142,8 +174,10 @@ class Method(nnx.Module):
         """The label space as arrays, classes padded to a multiple of the devices.
 
         Raises:
-            UserError: a prompt too long for the text tower.
+            UserError: a prompt too long for the text tower; or parameters of each class, and other
+                classes than theirs, or the same in another order.
         """
+        self.check_classes(space)
         index, mask = padded_index(len(space), multiple_of)
         names = [space.prompt_names[i] for i in index]
         group = None
@@ -151,12 +185,30 @@ class Method(nnx.Module):
             group = np.asarray(space.taxonomy.group_of, np.int32)[index]
         return LabelInputs(self.prompts(names, encoder), index, mask, group)
 
+    def check_classes(self, space: LabelSpace) -> None:
+        """Raises unless the labels are those that parameters of each class belong to.
+
+        Raises:
+            UserError: they are others, or the same in another order.
+        """
+        if self.own_classes not in (None, space.names):
+            raise UserError(
+                f"the parameters of each class were made for {len(self.own_classes)} classes and "
+                f"mean nothing for the {len(space)} of {space.name!r}, which are others or in "
+                "another order; to score other labels train a method or setting that has none "
+                "(class_specific=False)"
+            )
+
     def encode_images(self, images: Array, *, progress: Progress | None = None) -> ImageFeatures:
         """uint8 [b h w 3] -> features in the joint space; `progress` of training, None outside."""
-        train_bn: bool | Array = False
-        if progress is not None and self.config.batch_norm != "frozen":
-            train_bn = self.config.batch_norm == "train" or progress.epoch > 0
+        train_bn = self.trains_batch_norm(progress)
         return self.clip.encode_images(images, tokens=self.reads_tokens, train_bn=train_bn)
+
+    def trains_batch_norm(self, progress: Progress | None) -> bool | Array:
+        """Whether BatchNorm reads and records the batch's statistics now, by `batch_norm`."""
+        if progress is None or self.config.batch_norm == "frozen":
+            return False
+        return self.config.batch_norm == "train" or progress.epoch > 0
 
     def encode_labels(
         self,
@@ -181,9 +233,23 @@ class Method(nnx.Module):
         return cosine_logits(image_features.pooled, label_features, self.scale())
 
     def loss(
-        self, logits: Array, batch: Batch, labels: LabelInputs, progress: Progress
+        self,
+        logits: Array,
+        batch: Batch,
+        labels: LabelInputs,
+        progress: Progress,
+        *,
+        image_features: ImageFeatures | None = None,
+        label_features: Any = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """The scalar to minimise, and further scalars to log."""
+        """The scalar to minimise, and further scalars to log.
+
+        Args:
+            logits: float32 [b c].
+            batch, labels: targets, masks and counts.
+            progress: of training.
+            image_features, label_features: what the logits were made of, for losses on features.
+        """
         loss = losses.get(self.config.loss)(
             logits,
             batch.targets,
@@ -193,6 +259,22 @@ class Method(nnx.Module):
             num_images=labels.num_images,
         )
         return loss, {}
+
+    def captions(self) -> Captions | None:
+        """How training reads captions; None: not at all."""
+        return None
+
+    def caption_examples(
+        self, captions: Sequence[Sequence[str]], targets: np.ndarray, space: LabelSpace
+    ) -> CaptionExamples:
+        """What training sees where captions stand for images.
+
+        Args:
+            captions: those of each training image [n].
+            targets: int8 [n c] of the images.
+            space: the c labels.
+        """
+        raise TypeError(f"{type(self).__name__} trains on images")
 
     def needs_counts(self) -> bool:
         """Whether the loss asks for the class counts of the training labels."""
@@ -213,7 +295,8 @@ def image_features(
     Args:
         method: a `Method`; for pixels, anything with `encode_images`.
         images: uint8 [b h w 3]; or "pooled" [b d] and perhaps "tokens" [b p d] as a feature cache
-            stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1].
+            stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1]; of captions
+            also "mask" bool [b p].
         progress: of training, by this name.
     """
     if not isinstance(images, dict):
@@ -224,4 +307,4 @@ def image_features(
         values = values if scale is None else values.astype(scale.dtype) * scale
         return None if values is None else values.astype(method.clip.dtype)
 
-    return ImageFeatures(restore("pooled"), restore("tokens"))
+    return ImageFeatures(restore("pooled"), restore("tokens"), images.get("mask"))

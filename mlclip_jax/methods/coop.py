@@ -86,7 +86,7 @@ class CoOp(Method):
             rngs=rngs,
         )
         # Row i of a class-specific context belongs to class i of this space, and to no other.
-        self.context_of = space.names if config.class_specific else None
+        self.own_classes = space.names if config.class_specific else None
         if config.label_graph:
             self.gcn = GCN(clip.config.embed_dim, variant="released", rngs=rngs)
         if config.logit_bias:
@@ -112,12 +112,6 @@ class CoOp(Method):
         Raises:
             UserError: class-specific context and other classes, or the same in another order.
         """
-        if self.context_of not in (None, space.names):
-            raise UserError(
-                f"class-specific context was made for {len(self.context_of)} classes and means "
-                f"nothing for the {len(space)} of {space.name!r}, which are others or in another "
-                "order; train with class_specific=False to score other labels"
-            )
         labels = super().label_inputs(space, encoder, multiple_of=multiple_of)
         if not self.config.label_graph:
             return labels

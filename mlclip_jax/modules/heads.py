@@ -22,3 +22,44 @@ def cosine_logits(image_features: Array, label_features: Array, scale: Array | f
     v, t = normalize(image_features), normalize(label_features)
     # float32 in earnest: accelerators multiply float32 in fewer bits unless told otherwise.
     return scale * jnp.einsum("bd,cd->bc", v, t, precision="highest")
+
+
+def pool_regions(
+    regions: Array,
+    attend: Array,
+    read: Array,
+    *,
+    sharpness: Array | float,
+    mask: Array | None = None,
+) -> Array:
+    """`sum_i softmax_i(sharpness cos(F_i, attend_c)) <F_i / |F_i|, read_c>`: float32 [b c].
+
+    Args:
+        regions: F, image tokens [b p d].
+        attend: [c d], label features whose similarity weighs the regions of an image.
+        read: [c d], what the weighted similarity is with; not normalised here.
+        sharpness: of the softmax over regions, an inverse temperature.
+        mask: bool [b p], False for regions that do not count.
+
+    Source: Sun et al., NeurIPS 2022 (DualCoOp), class-specific region feature aggregation; Guo et
+    al., CVPR 2023 (TaI-DPT), Eq. 5.
+    """
+    f = normalize(regions)
+    scores = sharpness * jnp.einsum("bpd,cd->bpc", f, normalize(attend), precision="highest")
+    if mask is not None:
+        scores = jnp.where(mask[..., None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=1)
+    similarity = jnp.einsum("bpd,cd->bpc", f, read, precision="highest")
+    return (weights * similarity).sum(1)
+
+
+def normalize_over_labels(scores: Array, mask: Array) -> Array:
+    """Scores of unit length over the labels of an image: [b c] -> float32 [b c].
+
+    Args:
+        scores: [b c].
+        mask: bool [c], False for padded classes, which are no part of the length and get 0.
+
+    Source: the release of MKT (He et al., AAAI 2023).
+    """
+    return normalize(jnp.where(mask, scores, 0))

@@ -138,27 +138,37 @@ def context_prompts(
     return pack([encoder.sot, *before], own, names, encoder)
 
 
-class GroupMetaNetwork(nnx.Module):
-    """Context vectors from a group's feature, Linear-ReLU-Linear (HSPNet, Eq. 3).
+class MetaNetwork(nnx.Module):
+    """Linear-ReLU-Linear from a feature to context vectors or their shift (HSPNet, CoCoOp).
 
     Kernels and biases start uniform in +-1/sqrt(inputs).
     """
 
-    def __init__(self, features: int, n_ctx: int, width: int, *, rngs: nnx.Rngs) -> None:
-        self.linear1 = Linear(features, n_ctx * width, rngs=rngs)
-        self.linear2 = Linear(n_ctx * width, n_ctx * width, rngs=rngs)
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.linear1 = Linear(inputs, hidden, rngs=rngs)
+        self.linear2 = Linear(hidden, outputs, rngs=rngs)
         for layer in (self.linear1, self.linear2):
             bound = layer.kernel.shape[0] ** -0.5
             for value in (layer.kernel, layer.bias):
                 value[...] = jax.random.uniform(
                     rngs.params(), value.shape, jnp.float32, -bound, bound
                 )
+
+    def __call__(self, x: Array) -> Array:
+        """[n inputs] -> [n outputs]."""
+        return self.linear2(jax.nn.relu(self.linear1(x)))
+
+
+class GroupMetaNetwork(MetaNetwork):
+    """Context vectors from a group's feature (HSPNet, Eq. 3)."""
+
+    def __init__(self, features: int, n_ctx: int, width: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(features, n_ctx * width, n_ctx * width, rngs=rngs)
         self.n_ctx = n_ctx
 
     def __call__(self, groups: Array) -> Array:
         """[g d] -> [g k w]."""
-        x = self.linear2(jax.nn.relu(self.linear1(groups)))
-        return x.reshape(x.shape[0], self.n_ctx, -1)
+        return super().__call__(groups).reshape(groups.shape[0], self.n_ctx, -1)
 
 
 class Context(nnx.Module):

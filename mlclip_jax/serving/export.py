@@ -126,8 +126,11 @@ class Classifier(nnx.Module):
         self.matrix = nnx.Param(matrix)
         self.bias = nnx.Param(bias)
 
+    labels_see_images = False
+
     # CLIP's own: they read the tower, its config and the dtype, which are here under CLIP's names.
     normalize = CLIP.normalize
+    prepare = CLIP.prepare
     encode_images = CLIP.encode_images
 
     @property
@@ -201,6 +204,8 @@ def fold(
     """
     if method.reads_tokens or type(method).encode_images is not Method.encode_images:
         raise _unfit(origin, "it reads more of an image than CLIP's pooled feature")
+    if method.labels_see_images:
+        raise _unfit(origin, "its label features depend on the image")
     width = method.clip.config.embed_dim
     basis = np.eye(width, dtype=np.float32)
     others = 3 * np.random.default_rng(0).normal(size=(8, width)).astype(np.float32)

@@ -220,17 +220,27 @@ class Plan:
     epoch_steps: int
 
 
-def batch_shape(batch_size: int, image_size: int, classes: int, mesh: Mesh) -> Batch:
-    """Shapes of a batch on the devices."""
+def batch_shape(method: Method, batch_size: int, classes: int, mesh: Mesh) -> Batch:
+    """Shapes of a training batch on the devices; captions as long as the text tower takes."""
+    clip, captions = method.clip, method.captions()
+    read = captions and captions.read
+    size, t = clip.config.image.image_size, clip.config.text.context_length
+    d = clip.config.embed_dim
 
     def leaf(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=split_over_data(mesh))
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split_over_data(mesh))
 
+    images = leaf((size, size, 3), jnp.uint8)
+    if read == "images":
+        shapes = {"pooled": ((d,), clip.dtype), "tokens": ((t, d), clip.dtype)}
+        images = {name: leaf(*of) for name, of in (shapes | {"mask": ((t,), jnp.bool_)}).items()}
     return Batch(
-        images=leaf((batch_size, image_size, image_size, 3), jnp.uint8),
-        targets=leaf((batch_size, classes), jnp.int8),
-        index=leaf((batch_size,), jnp.int32),
-        mask=leaf((batch_size,), jnp.bool_),
+        images=images,
+        targets=leaf((classes,), jnp.int8),
+        index=leaf((), jnp.int32),
+        mask=leaf((), jnp.bool_),
+        caption_tokens=leaf((t,), jnp.int32) if read == "tokens" else None,
+        caption_features=leaf((d,), clip.dtype) if read == "features" else None,
     )
 
 
@@ -265,7 +275,7 @@ def plan_stage(
     epoch = steps_per_epoch(**sizes)
     steps = to_steps(stage.duration, **sizes)
     layout = stage.optim.schedule_duration or stage.duration
-    batch = batch_shape(stage.batch_size, method.clip.config.image.image_size, classes, mesh)
+    batch = batch_shape(method, stage.batch_size, classes, mesh)
     parts = find_moving(take_apart(method), batch, labels)
     if steps and not parts.trainable:
         raise UserError(

@@ -72,7 +72,7 @@ def abstract_step(
             return init_state(parts, plan.optimizer, seed=0, ema=stage.ema_decay is not None)
 
         state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
-        batch = batch_shape(stage.batch_size, sizes.image.image_size, len(space), mesh)
+        batch = batch_shape(method, stage.batch_size, len(space), mesh)
         if stage.cache is not None:
             check_frozen(stage, plan.parts, batch.images)
             batch = cached_shape(plan.parts, batch, stage.cache)

@@ -138,12 +138,19 @@ def cached_shape(parts: Parts, batch: Batch, config: CacheConfig) -> Batch:
 
 
 def cache_features(
-    run: Run, stage: StageConfig, method: Method, parts: Parts, state: State, frozen: Leaves
+    run: Run,
+    data: DataSplits,
+    stage: StageConfig,
+    method: Method,
+    parts: Parts,
+    state: State,
+    frozen: Leaves,
 ) -> DataSplits:
-    """The run's data with image features in place of images, computed where they are missing.
+    """`data` with image features in place of images, computed where they are missing.
 
     Args:
-      run: its data, mesh and settings.
+      run: its mesh and settings.
+      data: of the stage.
       stage: with a `cache`.
       method: of the stage.
       parts: its structure; the leaves are taken from `state` and `frozen`.
@@ -152,7 +159,7 @@ def cache_features(
     Raises:
       UserError: image features change in this stage, or as `data.features`.
     """
-    config, data, mesh = stage.cache, run.data, run.mesh
+    config, mesh = stage.cache, run.mesh
     leaves = all_leaves(state, frozen)
     parts = replace(parts, trainable=state["trainable"], moving=state["batch_stats"], frozen=frozen)
     size = method.clip.config.image.image_size

@@ -27,6 +27,7 @@ from mlclip_jax.training.build import (
     with_absolute_backbone,
     with_leaves,
 )
+from mlclip_jax.training.captions import reads_no_images, with_captions
 from mlclip_jax.training.checkpoint import (
     BACKBONE_PREFIX,
     Checkpoints,
@@ -250,11 +251,12 @@ def start_stage(
     run: Run, index: int, stage: StageConfig, meta: Mapping[str, Any] | None
 ) -> StageRun:
     """A stage on the devices, whose values only `state` and `frozen` hold from here on."""
-    config, mesh, data = run.config, run.mesh, run.data
+    config, mesh = run.config, run.mesh
 
     # ---- Method, optimizer, step -----------------------------------------------------------------
-    space, tokenizer = data.train_space or data.space, run.backbone.tokenizer
+    space, tokenizer = run.data.train_space or run.data.space, run.backbone.tokenizer
     method = build_method(stage, run.backbone, space, seed=config.seed)
+    data = with_captions(run.data, method, tokenizer, say=run.say)
     host_labels = method.label_inputs(space, tokenizer, multiple_of=mesh.size)
     eval_labels = None
     if data.train_space is not None:
@@ -269,7 +271,7 @@ def start_stage(
         mesh=mesh,
         num_examples=len(data.train),
         first_step=run.step,
-        augment_flip=data.config.flip and stage.cache is None,
+        augment_flip=data.config.flip and stage.cache is None and not reads_no_images(method),
     )
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
@@ -299,9 +301,8 @@ def start_stage(
     eval_labels = labels if eval_labels is None else shard_labels(eval_labels, mesh)
 
     # ---- Cached image features -------------------------------------------------------------------
-    cached = None
     if stage.cache is not None and (meta is None or done < plan.steps):
-        cached = cache_features(run, stage, method, plan.parts, state, frozen)
+        data = cache_features(run, data, stage, method, plan.parts, state, frozen)
     return StageRun(
-        run, index, stage, plan, state, frozen, labels, eval_labels, interval, done, cached
+        run, index, stage, plan, state, frozen, labels, eval_labels, interval, done, data
     )

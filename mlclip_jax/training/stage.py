@@ -94,7 +94,7 @@ class StageRun:
       labels, eval_labels: label inputs of training and of evaluation, on the devices.
       interval: sums since the last report.
       done: steps of the stage that are done already.
-      data: examples of the run with cached features; None takes them with their images.
+      data: examples of the stage, with captions and cached features where it reads them.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class StageRun:
         eval_labels: Any,
         interval: Interval,
         done: int,
-        data: DataSplits | None = None,
+        data: DataSplits,
     ) -> None:
         self.run, self.index, self.config, self.plan = run, index, config, plan
         self.state, self.frozen = state, frozen
         self.labels, self.eval_labels = labels, eval_labels
         self.interval, self.done = interval, done
-        self.data = data or run.data
+        self.data = data
         self.waiting: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.progress = ProgressBar(
             config.name, start=done, total=plan.steps, enabled=not run.quiet
@@ -127,7 +127,7 @@ class StageRun:
             where: to_steps(
                 every,
                 batch_size=config.batch_size,
-                num_examples=len(run.data.train),
+                num_examples=len(data.train),
                 where=where,
             )
             for where, every in (

@@ -99,7 +99,9 @@ def forward(
     features = image_features(method, batch.images, progress=progress)
     label_features = method.encode_labels(labels, image_features=features, progress=progress)
     logits = method.logits(features, label_features, labels)
-    return method.loss(logits, batch, labels, progress)
+    return method.loss(
+        logits, batch, labels, progress, image_features=features, label_features=label_features
+    )
 
 
 def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:

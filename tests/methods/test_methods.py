@@ -199,7 +199,7 @@ def test_trained_context_scores_other_labels_but_not_class_specific() -> None:
         64,
     )
     specific, *_ = make({"name": "coop", "class_specific": True})
-    with pytest.raises(UserError, match="made for 22 classes and means nothing for the 3"):
+    with pytest.raises(UserError, match="made for 22 classes and mean nothing for the 3"):
         specific.label_inputs(other, tokenizer)
     turned = catalog.scenes().select(range(21, -1, -1))
     with pytest.raises(UserError, match=r"for the 22 of .* in another order"):

@@ -14,6 +14,7 @@ from mlclip_jax.data.pipeline import train_batches
 from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import Batch, Progress
 from mlclip_jax.training.build import build_method, load_backbone, load_trained
+from mlclip_jax.training.captions import with_captions
 from mlclip_jax.training.config import parse_config
 from mlclip_jax.training.dry_run import abstract_step
 from mlclip_jax.training.loop import fit
@@ -27,12 +28,21 @@ VARIANTS = {
         {"logit_bias": True, "class_position": "middle", "n_ctx": 4},
         {"train_image_encoder": True, "label_graph": True},
     ),
+    "clip_ft": ({"train_blocks": None},),
+    "dual_coop": ({"class_specific": False, "train_image_encoder": True},),
     "hspnet": (
         {"variant": "paper"},
         {"prompt": "concat", "label_graph": False},
         {"prompt": "add", "group_graph": False, "variant": "paper"},
         {"prompt": "shared"},
     ),
+    "linear_probe": ({"normalize": True, "start": "text"},),
+    "lmpt": (
+        {"variant": "released", "ctx_init": "", "class_position": "middle"},
+        {"class_specific": False, "class_aware_margin": False, "reweight": False},
+        {"classification_weight": 1.0},
+    ),
+    "tai_dpt": ({"local": False}, {"caption_labels": "images", "templates": ()}),
 }
 CASES = [
     pytest.param({"name": name, **fields}, id="-".join([name, *fields]))
@@ -52,7 +62,7 @@ def world():
     config = parse_config(run_config({"name": "zero_shot"}))
     backbone = load_backbone(config.backbone)
     data = registry.load(config.data, image_size=64, splits=())
-    return backbone, data, Batch(**next(train_batches(data.train, 8, seed=0)))
+    return backbone, data
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
@@ -84,10 +94,13 @@ def test_pixels_are_normalised_as_the_settings_say(weights):
 
 @pytest.mark.parametrize("method", CASES)
 def test_every_trained_parameter_gets_a_gradient(world, method):
-    backbone, data, batch = world
+    backbone, data = world
     (stage,) = parse_config(run_config(method)).stages
     built = build_method(stage, backbone, data.space, seed=0)
+    data = with_captions(data, built, backbone.tokenizer)
+    batch = Batch(**next(train_batches(data.train, 8, seed=0)))
     labels = built.label_inputs(data.space, backbone.tokenizer, multiple_of=8)
+    labels = labels.with_counts(data.train.class_counts(), len(data.train))
     parts = take_apart(built)
     progress = Progress(step=jnp.zeros((), jnp.int32), epoch=jnp.zeros((), jnp.int32))
 

@@ -132,7 +132,7 @@ def flipped(batch, **options):
             self.seen = nnx.data(images)
             return super().encode_images(images, progress=progress)
 
-        def loss(self, logits, batch, labels, progress):
+        def loss(self, logits, batch, labels, progress, **features):
             loss, _ = super().loss(logits, batch, labels, progress)
             same = jnp.all(self.seen == images, (1, 2, 3))
             mirrored = jnp.all(self.seen == images[:, :, ::-1], (1, 2, 3))
@@ -164,7 +164,7 @@ def test_progress_counts_from_the_start_of_the_stage():
     class Clock(toys.Tower):
         """Reports the progress that the loss sees."""
 
-        def loss(self, logits, batch, labels, progress):
+        def loss(self, logits, batch, labels, progress, **features):
             loss, _ = super().loss(logits, batch, labels, progress)
             return loss, {"at": progress.step, "epoch": progress.epoch}
 
