@@ -60,7 +60,8 @@ class Release:
         if len(forms) > 1:
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape in held.items())
             raise UserError(
-                f"{self.method} has contexts of one length and form, the file's: {sizes}"
+                f"the file's contexts differ in length or form, and {self.method} has one setting "
+                f"for all: {sizes}"
             )
         for name, shape in held.items():
             if (len(shape) == 3) != config.class_specific:

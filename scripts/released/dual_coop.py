@@ -9,7 +9,7 @@ RELEASE = learner_release(
     "dual_coop",
     {"_pos": "positive", "_neg": "negative"},
     prefix="prompt_learner.",
-    settings={},
+    settings={"logit_scale": None},
     frozen=(*tower_rows("image", "image_encoder."), *tower_rows("text", "text_encoder.")),
     unused=(
         "logit_scale",  # regions have fixed factors, 20 and 5

@@ -25,6 +25,6 @@ RELEASE = learner_release(
         *tower_rows("text", "text_encoder."),
         Row(("logit_scale",), f"{BACKBONE_PREFIX}logit_scale", SAME),
     ),
-    remark="the release evaluates the softmax of the logits over the labels, which ranks images "
-    "otherwise than the logits do",
+    remark="the release was trained on pixels normalised as ImageNet's: set "
+    "backbone.image_norm='imagenet' where the config does not",
 )

@@ -6,14 +6,13 @@ with ResNet towers under OpenAI's names.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import prompt_methods as reference
 
 from mlclip_jax.clip.arrays import from_state_dict, to_state_dict
 from mlclip_jax.data import registry
@@ -21,12 +20,10 @@ from mlclip_jax.data.registry import DataConfig
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.training.build import Backbone, load_backbone, load_trained
 from mlclip_jax.training.config import BackboneConfig
-from references import prompt_methods as reference
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("dog", "red circle", "traffic_light", "diningtable", "wine glass")
 #: Of the names in the file; our modules by the endings of their contexts' names.
 PREFIX = {"coop": "", "lmpt": "prompt_learner.", "dual_coop": "prompt_learner."}
@@ -35,18 +32,6 @@ MODULES = {
     "lmpt": {"": "context"},
     "dual_coop": {"_pos": "positive", "_neg": "negative"},
 }
-
-
-@pytest.fixture(scope="module")
-def script():
-    """scripts/convert_released.py as a module."""
-    path = ROOT / "scripts" / "convert_released.py"
-    spec = importlib.util.spec_from_file_location("convert_released", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +141,7 @@ def convert(script, backbone, towers, monkeypatch, tmp_path, capsys):
     ) -> tuple[int, str, str]:
         config = {
             "backbone": {"name": clip},
-            "method": {"name": method, **settings},
+            "method": {"name": method, "ctx_init": "", "class_specific": False, **settings},
             "data": {"name": data},
             "compilation_cache": False,
         }

@@ -7,7 +7,6 @@ text tower with an image tower of other values, so that what was not converted s
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import string
@@ -51,18 +50,6 @@ def error(a, b) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape
     return np.abs(a - b).max() / np.abs(b).max()
-
-
-@pytest.fixture(scope="module")
-def script():
-    """scripts/convert_released.py as a module."""
-    path = ROOT / "scripts" / "convert_released.py"
-    spec = importlib.util.spec_from_file_location("convert_released", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
