@@ -61,6 +61,7 @@ class OptimConfig:
         (a run stopped before its schedule ends); None takes the stage's.
       schedule_unit: "epoch" holds the rate of "cosine" constant within each epoch.
       warmup: length of the linear warm-up from 0 (not for "onecycle", which has its own).
+      warmup_rate: constant rate of the warm-up in place of the linear one; None rises linearly.
       min_learning_rate: where "cosine" ends and below which "plateau" does not go.
       pct_start, div_factor, final_div_factor, cycle_momentum: as torch's OneCycleLR names them;
         cycle_momentum moves Adam's beta1 from .95 to .85 and back.
@@ -80,6 +81,7 @@ class OptimConfig:
     schedule_duration: str | None = None
     schedule_unit: Literal["step", "epoch"] = "step"
     warmup: str = "0 steps"
+    warmup_rate: float | None = None
     min_learning_rate: float = 0.0
     pct_start: float = 0.2
     div_factor: float = 25.0
