@@ -69,3 +69,7 @@ class Captioned:
     def class_counts(self) -> np.ndarray:
         """Positives of each class, int64 [c]."""
         return self.source.class_counts()
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both."""
+        return self.source.positives()
