@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.pipeline import steps_per_epoch
+from mlclip_jax.data.sampling import Sampling
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping, plain, unknown_key
 
 # Keys that a stage may override; everything else belongs to the whole run.
-_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay", "cache")
+_STAGE_KEYS = ("method", "optim", "batch_size", "sampling", "duration", "ema_decay", "cache")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ class StageConfig:
       duration: length as "N steps", "N epochs" or "N examples".
       ema_decay: decay of the moving average of the weights per step; None keeps none.
       cache: train and evaluate from image features that are computed once; None reads images.
+      sampling: "uniform" shows every training image once an epoch; "class_aware" shows each class
+        about as often, whatever its share of the images (`data.sampling`), as many images an epoch.
     """
 
     name: str
@@ -144,6 +147,7 @@ class StageConfig:
     duration: str
     ema_decay: float | None
     cache: CacheConfig | None = None
+    sampling: Sampling = "uniform"
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ class _Root:
     seed: int = 0
     backbone: BackboneConfig = BackboneConfig()
     batch_size: int = 32
+    sampling: Sampling = "uniform"
     duration: str = "1 epochs"
     optim: Mapping[str, Any] | None = None
     ema_decay: float | None = None
