@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -44,6 +45,7 @@ class Runs:
         workers: processes.
         settings: configuration of a job; a function that can be imported.
         per_class: keep the average precision of each class on "test" too.
+        cached: image features of rows that train are computed once, in a folder of the worker's.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Runs:
         settings: Callable[[Job], Any],
         *,
         per_class: bool = False,
+        cached: bool = False,
     ) -> None:
         self.path, self.workers, self.found = path, workers, {}
-        self.settings, self.per_class = settings, per_class
+        self.settings = settings
+        self.run = functools.partial(run, settings, per_class=per_class, cached=cached)
         if path is not None and path.exists():
             self.found = json.loads(path.read_text())["runs"]
 
@@ -70,7 +74,7 @@ class Runs:
         for core in sorted(os.sched_getaffinity(0)) * self.workers:
             cores.put(core)
         with ProcessPoolExecutor(self.workers, context, _pin, (cores,)) as pool:
-            todo = [pool.submit(run, self.settings, job, self.per_class) for job in missing]
+            todo = [pool.submit(self.run, job) for job in missing]
             for done in as_completed(todo):
                 job, score = done.result()
                 self.found[str(job)] = score | {"config": digests[job]}
@@ -90,12 +94,15 @@ def digest(config: Any) -> str:
 
 
 def run(
-    settings: Callable[[Job], Any], job: Job, per_class: bool = False
+    settings: Callable[[Job], Any], job: Job, *, per_class: bool = False, cached: bool = False
 ) -> tuple[Job, dict[str, Any]]:
     """A run's mAP in per cent on "validation", where it is highest, and on "test", there."""
     from mlclip_jax.training.loop import fit
 
     config = settings(job)
+    if cached and job.rate is not None:
+        place = Path(tempfile.gettempdir()) / "mlclip_jax_features"
+        config.cache = {"folder": str(place / str(min(os.sched_getaffinity(0))))}
     with tempfile.TemporaryDirectory() as folder:
         fit(config, folder, quiet=True)
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
