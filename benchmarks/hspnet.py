@@ -14,19 +14,12 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import multiprocessing
 import os
-import statistics
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import timing
+from paired import Job, Runs, cell, job
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hspnet" / "scenes.py"
 ZERO_SHOT = CONFIG.parents[1] / "zero_shot" / "scenes.py"
@@ -54,54 +47,6 @@ RATES = (1e-4, 3e-4, 1e-3)
 TUNING_SEED = 1000
 
 
-class Job(NamedTuple):
-    """One run: the config's arguments, the seed, the learning rate."""
-
-    arguments: str
-    seed: int
-    rate: float | None
-
-
-def job(arguments: str, seed: int, rate: float | None = None) -> Job:
-    """A job whose arguments may name the seed."""
-    return Job(arguments.format(seed=seed), seed, rate)
-
-
-class Runs:
-    """Runs by what decides them, each done once and written at once, several at a time.
-
-    Every worker has a core to itself: small convolutions do not fill two.
-    """
-
-    def __init__(self, path: Path | None, workers: int) -> None:
-        self.path, self.workers, self.found = path, workers, {}
-        if path is not None and path.exists():
-            self.found = json.loads(path.read_text())["runs"]
-
-    def scores(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """The score of each job, as `run` gives it."""
-        digests = {job: digest(settings(job)) for job in jobs}
-        missing = [
-            job for job in digests if self.found.get(str(job), {}).get("config") != digests[job]
-        ]
-        context = multiprocessing.get_context("spawn")
-        cores = context.Queue()
-        for core in sorted(os.sched_getaffinity(0)) * self.workers:
-            cores.put(core)
-        with ProcessPoolExecutor(self.workers, context, _pin, (cores,)) as pool:
-            for done in as_completed([pool.submit(run, job) for job in missing]):
-                job, score = done.result()
-                self.found[str(job)] = score | {"config": digests[job]}
-                print(job, score, flush=True)
-                if self.path is not None:
-                    timing.save(self.path, {"runs": self.found})
-        return [self.found[str(job)] for job in jobs]
-
-
-def _pin(cores: Any) -> None:
-    os.sched_setaffinity(0, {cores.get()})
-
-
 def settings(job: Job) -> Any:
     """The configuration of a job; without a rate: zero-shot."""
     from mlclip_jax.train import load_config
@@ -115,40 +60,6 @@ def settings(job: Job) -> Any:
     return config
 
 
-def digest(config: Any) -> str:
-    """Of all settings: runs of others are done again."""
-    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
-
-
-def run(job: Job) -> tuple[Job, dict[str, Any]]:
-    """A run's mAP in per cent on "validation", where it is highest, and on "test", there."""
-    from mlclip_jax.training.loop import fit
-
-    config = settings(job)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(config, folder, quiet=True)
-        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
-    scores: dict[tuple[int, str], dict[str, Any]] = {}
-    for row in rows:
-        if row["split"] in ("validation", "test"):
-            at = scores.setdefault((row["step"], row["weights"]), {})
-            at[row["split"]] = round(100 * row["mAP"], 3)
-            at |= {"step": row["step"], "weights": row["weights"]}
-    return job, max(scores.values(), key=lambda score: score["validation"])
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean."""
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return statistics.mean(values), spread / len(values) ** 0.5
-
-
-def cell(values: list[float], *, signed: bool = False) -> str:
-    """ "mean ± standard error"."""
-    mean, error = mean_and_error(values)
-    return f"{mean:+.2f} ± {error:.2f}" if signed else f"{mean:.2f} ± {error:.2f}"
-
-
 def main() -> None:
     """Tune, run all rows and curves, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -160,7 +71,7 @@ def main() -> None:
     json_path = args.out.with_suffix(".json") if args.out else None
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-    runs = Runs(json_path, args.workers)
+    runs = Runs(json_path, args.workers, settings)
 
     tuning = {(t, r): job(a, TUNING_SEED, r) for t, a in ROWS.items() for r in RATES}
     tuned = dict(zip(tuning, runs.scores(list(tuning.values())), strict=True))

@@ -71,6 +71,10 @@ class Captioned:
         """Positives of each class, int64 [c]."""
         return self.source.class_counts()
 
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both."""
+        return self.source.positives()
+
 
 class CaptionsAsImages:
     """Examples that are captions: their text features stand where an image's would (TaI-DPT).
@@ -102,3 +106,7 @@ class CaptionsAsImages:
     def class_counts(self) -> np.ndarray:
         """Positives of each class, int64 [c]."""
         return np.count_nonzero(self.targets > 0, axis=0)
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both."""
+        return np.nonzero(self.targets > 0)

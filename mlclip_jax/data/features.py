@@ -49,8 +49,9 @@ class CacheConfig:
 
     Attributes:
       folder: gets a folder for each set of features; different runs may share it.
-      views: versions of each training image, of which every epoch draws one. Where augmentation
-        changes images at random each is another, 1 being the same in all epochs; otherwise 1.
+      views: versions of each training image, of which one is drawn whenever it is shown. Where
+        augmentation changes images at random each is another, 1 being the same in all epochs;
+        otherwise 1.
       dtype: how values are stored; "int8" with a float32 scale for each vector.
     """
 
@@ -369,6 +370,10 @@ class CachedSource:
     def class_counts(self) -> np.ndarray:
         """Positives of each class, int64 [c]."""
         return self.source.class_counts()
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both."""
+        return self.source.positives()
 
     def _example(self, i: int, view: int) -> Example:
         arrays = self.files.read(self._records, view * len(self) + i)

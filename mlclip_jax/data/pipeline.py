@@ -5,23 +5,27 @@ bool [b], and caption_tokens int32 [b t] or caption_features [b d] where the sou
 place of pixels "images" is a dict of features where they are cached (`data.features`).
 
 The training examples are a pure function of the seed, the source and the number of processes, and
-what augmentation makes of each one of the seed, the epoch and the example: workers and threads
-change nothing, and `start_step` alone continues a run.
+what augmentation makes of each one of the seed, the epoch (or the draw, where an epoch may show an
+image more than once) and the example: workers and threads change nothing, and `start_step` alone
+continues a run.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from mlclip_jax.data.augment import example_rng
+from mlclip_jax.data.sampling import ClassAware, Sampling
 from mlclip_jax.data.transforms import ImageError
 from mlclip_jax.errors import UserError
+from mlclip_jax.spec import unknown
 
 Batch = dict[str, Any]
 Example = Mapping[str, Any]
@@ -68,6 +72,13 @@ class AugmentedSource(Source, Protocol):
         """
 
 
+class LabelledSource(Source, Protocol):
+    """A source whose labels are known without its images, as class-aware sampling needs it."""
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both, in any order."""
+
+
 def _arrays(example: Example, mask: bool = True) -> Batch:
     """An example as arrays of the batch's dtypes."""
     out = {
@@ -93,18 +104,39 @@ def _pixels(example: Example) -> np.ndarray:
     return image
 
 
+class _OfEpoch:
+    """At a position of the endless training sequence the epoch and the example."""
+
+    def __init__(self, epoch_length: int) -> None:
+        self.epoch_length = epoch_length
+
+    def __call__(self, position: int, i: int) -> tuple[int, int]:
+        return position // self.epoch_length, i
+
+
+class _OfDraw:
+    """The number of a draw and the example."""
+
+    def __init__(self, draws: ClassAware) -> None:
+        self.draws = draws
+
+    def __call__(self, draw: int) -> tuple[int, int]:
+        return draw, self.draws[draw]
+
+
 class _TrainExample:
-    """Example i at a position of the endless training sequence, as arrays; runs in workers.
+    """Example i in an epoch (or at a draw), augmented, as arrays; runs in workers.
 
     An image that cannot be read is replaced by another one, drawn from all; "unreadable" is then
     its number i, and -1 otherwise.
     """
 
-    def __init__(self, source: Source, seed: int, epoch_length: int) -> None:
-        self.source, self.seed, self.epoch_length = source, seed, epoch_length
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
 
-    def __call__(self, position: int, i: int) -> Batch:
-        rng = example_rng(self.seed, position // self.epoch_length, i)
+    def __call__(self, drawn: tuple[int, int]) -> Batch:
+        epoch, i = drawn
+        rng = example_rng(self.seed, epoch, i)
         shown, failure = i, None
         for _ in range(_REPLACEMENTS):
             try:
@@ -157,21 +189,28 @@ def train_batches(
     batch_size: int,
     *,
     seed: int,
+    sampling: Sampling = "uniform",
     start_step: int = 0,
     max_unreadable: int = MAX_UNREADABLE,
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches; each epoch has its own order and drops its remainder.
+    """Endless shuffled batches.
+
+    Uniform sampling shows each example at most once in an epoch, whose order is its own and whose
+    remainder is dropped. Class-aware sampling (`data.sampling`) knows no epochs: an example may
+    come again at any time, and is then augmented anew.
 
     An image that cannot be read is named once in the log, and always replaced by the same other
     one, drawn from all.
 
     Args:
-      source: the examples; augmented where it is an `AugmentedSource`.
+      source: the examples; augmented where it is an `AugmentedSource`, and drawn by class only
+        where it is a `LabelledSource`.
       batch_size: of all processes together.
       seed: of the order and the augmentation.
+      sampling: "uniform", or "class_aware" to show each class about as often.
       start_step: batches to pass over: what follows is what an uninterrupted run would see.
       max_unreadable: different images that may be replaced, counted from the call.
       num_workers: worker processes; 0 works in threads of this process.
@@ -182,22 +221,28 @@ def train_batches(
       Batches of `batch_size // process_count` examples; `mask` is all True.
 
     Raises:
-      UserError: the batch does not divide among the processes, or is larger than the source; while
-        iterating, more images than `max_unreadable` cannot be read.
+      UserError: the batch does not divide among the processes, or is larger than the source;
+        unknown sampling, or by class where no example has a positive label; while iterating, more
+        images than `max_unreadable` cannot be read.
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch_size {batch_size} does not divide among {process_count} processes")
+    if sampling not in get_args(Sampling):
+        raise unknown("sampling", sampling, get_args(Sampling))
     steps = steps_per_epoch(batch_size=batch_size, num_examples=len(source))
     import grain
 
     local = batch_size // process_count
-    ds = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    ds = ds.slice(slice(process_index, None, process_count))
-    # Whole batches only, before repeating: no batch mixes two epochs, and an epoch holds an
-    # example at most once.
-    ds = ds.slice(slice(0, steps * local)).repeat()
-    ds = ds.map_with_index(_TrainExample(source, seed, steps * local))
-    ds = ds.batch(local, drop_remainder=True)
+    if sampling == "class_aware":
+        draws = ClassAware(*source.positives(), seed=seed)
+        ds = grain.MapDataset.range(process_index, sys.maxsize, process_count).map(_OfDraw(draws))
+    else:
+        ds = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+        ds = ds.slice(slice(process_index, None, process_count))
+        # Whole batches only, before repeating: no batch mixes two epochs, and an epoch holds an
+        # example at most once.
+        ds = ds.slice(slice(0, steps * local)).repeat().map_with_index(_OfEpoch(steps * local))
+    ds = ds.map(_TrainExample(source, seed)).batch(local, drop_remainder=True)
     batches = _iterate(ds[start_step:], local, num_workers)
     return _count_unreadable(batches, source, max_unreadable)
 

@@ -319,6 +319,10 @@ class Scenes:
         """Positives of each class that the view shows, int64 [22]."""
         return np.count_nonzero(self._targets > 0, axis=0)
 
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive that the view shows, int64 [k] both."""
+        return np.nonzero(self._targets > 0)
+
     def caption(self, i: int) -> str:
         """A sentence that names every object, "a photo of a red three and a blue star."."""
         things = [

@@ -342,6 +342,12 @@ class ImageSource:
             return np.count_nonzero(self.targets > 0, axis=0)
         return self.targets.class_counts()
 
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """The example and the class of each positive label, integers [k] both."""
+        if isinstance(self.targets, np.ndarray):
+            return np.nonzero(self.targets > 0)
+        return self.targets.positives.pairs()
+
     @property
     def captions(self) -> tuple[tuple[str, ...], ...] | None:
         """Captions of each example, for `data.captions.tokenize`; None where there are none.

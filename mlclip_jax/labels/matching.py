@@ -99,10 +99,8 @@ def match(
     Raises:
       UserError: aliases of a label that neither space has.
     """
-    aliases = {
-        normalise(name): tuple(map(normalise, more)) for name, more in (aliases or {}).items()
-    }
-    ours, theirs = (_names(space, aliases) for space in (first, second))
+    aliases = normalised(aliases)
+    ours, theirs = (names_of(space, aliases) for space in (first, second))
     for name in aliases:
         if not any(name in names for names in (*ours[1], *theirs[1])):
             raise UserError(
@@ -125,10 +123,20 @@ def match(
     return Matching(first, second, tuple(pairs[key] for key in sorted(pairs)))
 
 
-def _names(
+def normalised(aliases: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    """`aliases` with all names normalised; {} for None."""
+    return {normalise(name): tuple(map(normalise, more)) for name, more in (aliases or {}).items()}
+
+
+def names_of(
     space: LabelSpace, aliases: Mapping[str, Sequence[str]]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """For each label the normalised names that take part, and all that it has in the space."""
+    """For each label the names that take part, and all that it has in the space.
+
+    Args:
+      space: the labels.
+      aliases: normalised; see `match`.
+    """
     active, own = [], []
     for label in zip(space.names, space.prompt_names, strict=True):
         whole = [normalise(name) for name in label]

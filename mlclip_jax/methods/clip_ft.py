@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +36,13 @@ class CLIPFTConfig(MethodConfig):
 
     template: of the label features.
     train_blocks: last blocks of a ViT that train, with what follows them (2 of 12 in MKT's
-        release); None trains the whole tower, and is the only choice for a ResNet.
+        release); "all" trains the whole tower, and is the only choice for a ResNet.
     """
 
     loss: str = "ranking(skip_without_positives=True)"
     train_image_encoder: bool = True
     template: str = "There is a {} in the scene"
-    train_blocks: int | None = 2
+    train_blocks: int | Literal["all"] = 2
 
 
 class CLIPFT(Method):
@@ -63,10 +63,10 @@ class CLIPFT(Method):
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
         sizes = clip.config.image
         blocks = sizes.layers if isinstance(sizes, ViTConfig) else 0
-        if config.train_blocks is not None and not 0 <= config.train_blocks <= blocks:
+        if config.train_blocks != "all" and not 0 <= config.train_blocks <= blocks:
             raise UserError(
                 f"method.train_blocks is {config.train_blocks} and the image tower has {blocks} "
-                "blocks to choose from: fewer, or None for the whole tower"
+                "blocks to choose from: fewer, or 'all' for the whole tower"
             )
 
     def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
@@ -101,7 +101,7 @@ class CLIPFT(Method):
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """The image tower from the first of the `train_blocks` on."""
-        if self.config.train_blocks is None or not super().trainable(path, variable):
+        if self.config.train_blocks == "all" or not super().trainable(path, variable):
             return super().trainable(path, variable)
         first = self.clip.config.image.layers - self.config.train_blocks
         _, _, part, number, *_ = (*path_string(path).split("/"), "", "")

@@ -93,8 +93,8 @@ def check_settings(config: TrainConfig, *, paths: bool = True) -> dict[str, Any]
         chosen = from_mapping(methods.load(stage.method["name"]).Config, fields, "method")
         method = {"name": stage.method["name"], **asdict(chosen)}
         cache = features.settings(stage.cache)
-        fields = {"name": stage.name, "batch_size": stage.batch_size, "cache": cache}
-        stages.append({**fields, "method": method})
+        fields = {"name": stage.name, "batch_size": stage.batch_size, "sampling": stage.sampling}
+        stages.append({**fields, "cache": cache, "method": method})
     backbone = {key: getattr(config.backbone, key) for key in ("image_size", "image_norm")}
     several = config.source.get("stages")
     run = {"seed": config.seed, "backbone": backbone, "data": data}

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from mlclip_jax.data.features import CacheConfig
 from mlclip_jax.data.pipeline import steps_per_epoch
+from mlclip_jax.data.sampling import Sampling
 from mlclip_jax.errors import UserError
 from mlclip_jax.fields import from_mapping, plain, unknown_key
 
 # Keys that a stage may override; everything else belongs to the whole run.
-_STAGE_KEYS = ("method", "optim", "batch_size", "duration", "ema_decay", "cache")
+_STAGE_KEYS = ("method", "optim", "batch_size", "sampling", "duration", "ema_decay", "cache")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class OptimConfig:
         (a run stopped before its schedule ends); None takes the stage's.
       schedule_unit: "epoch" holds the rate of "cosine" constant within each epoch.
       warmup: length of the linear warm-up from 0 (not for "onecycle", which has its own).
+      warmup_rate: constant rate of the warm-up in place of the linear one; None rises linearly.
       min_learning_rate: where "cosine" ends and below which "plateau" does not go.
       pct_start, div_factor, final_div_factor, cycle_momentum: as torch's OneCycleLR names them;
         cycle_momentum moves Adam's beta1 from .95 to .85 and back.
@@ -80,6 +82,7 @@ class OptimConfig:
     schedule_duration: str | None = None
     schedule_unit: Literal["step", "epoch"] = "step"
     warmup: str = "0 steps"
+    warmup_rate: float | None = None
     min_learning_rate: float = 0.0
     pct_start: float = 0.2
     div_factor: float = 25.0
@@ -133,6 +136,8 @@ class StageConfig:
       duration: length as "N steps", "N epochs" or "N examples".
       ema_decay: decay of the moving average of the weights per step; None keeps none.
       cache: train and evaluate from image features that are computed once; None reads images.
+      sampling: "uniform" shows every training image once an epoch; "class_aware" shows each class
+        about as often, whatever its share of the images (`data.sampling`), as many images an epoch.
     """
 
     name: str
@@ -142,6 +147,7 @@ class StageConfig:
     duration: str
     ema_decay: float | None
     cache: CacheConfig | None = None
+    sampling: Sampling = "uniform"
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,7 @@ class _Root:
     seed: int = 0
     backbone: BackboneConfig = BackboneConfig()
     batch_size: int = 32
+    sampling: Sampling = "uniform"
     duration: str = "1 epochs"
     optim: Mapping[str, Any] | None = None
     ema_decay: float | None = None

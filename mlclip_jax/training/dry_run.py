@@ -23,6 +23,7 @@ from mlclip_jax.training.build import (
     preset,
     random_clip,
 )
+from mlclip_jax.training.captions import reads_no_images
 from mlclip_jax.training.config import StageConfig, TrainConfig, parse_config
 from mlclip_jax.training.feature_cache import cached_shape, check_frozen
 from mlclip_jax.training.mesh import label_shardings, make_mesh, replicated
@@ -73,7 +74,7 @@ def abstract_step(
 
         state = jax.eval_shape(start, plan.parts.trainable, plan.parts.moving)
         batch = batch_shape(method, stage.batch_size, len(space), mesh)
-        if stage.cache is not None:
+        if stage.cache is not None and not reads_no_images(method):
             check_frozen(stage, plan.parts, batch.images)
             batch = cached_shape(plan.parts, batch, stage.cache)
         arguments = (

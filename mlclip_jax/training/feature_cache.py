@@ -20,6 +20,7 @@ from mlclip_jax.data.pipeline import Source
 from mlclip_jax.data.registry import DataSplits
 from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import Batch, Method, Progress
+from mlclip_jax.training.captions import reads_no_images
 from mlclip_jax.training.config import StageConfig
 from mlclip_jax.training.mesh import replicated, shard_batch
 from mlclip_jax.training.stage import Run
@@ -148,6 +149,8 @@ def cache_features(
 ) -> DataSplits:
     """`data` with image features in place of images, computed where they are missing.
 
+    Captions that stand for training images stay what they are.
+
     Args:
       run: its mesh and settings.
       data: of the stage.
@@ -179,11 +182,11 @@ def cache_features(
             flip=data.config.flip,
         )
 
-    train = plan(data.train, train=True)
+    train = {} if reads_no_images(method) else {"train": plan(data.train, train=True)}
     evals = {split: plan(source, train=False) for split, source in data.evals.items()}
     # Splits of the same images share files; the limit on unreadable ones is that of the last.
     named = {cache.files.folder: (split, cache) for split, cache in evals.items()}
-    named = {train.files.folder: ("train", train), **named}
+    named = {cache.files.folder: (split, cache) for split, cache in train.items()} | named
     ready = _of_the_first(np.array([cache.files.ready() for _, cache in named.values()]))
     missing = [pair for pair, done in zip(named.values(), ready, strict=True) if not done]
     _say(run, list(named.values()), missing, config)
@@ -203,8 +206,8 @@ def cache_features(
     for split, cache in missing:
         _compute(run, split, cache, encode_share, batch_size)
     _wait_for_all()
-    opened = {split: cache.open() for split, cache in evals.items()}
-    return replace(data, train=train.open(), evals=opened)
+    opened = {split: cache.open() for split, cache in (train | evals).items()}
+    return replace(data, train=opened.pop("train", data.train), evals=opened)
 
 
 def _features(parts: Parts, leaves: Leaves, images: Any) -> dict[str, jax.Array]:

@@ -21,13 +21,17 @@ def constant(value: float) -> Schedule:
     return lambda step: jnp.full(jnp.shape(step), value, jnp.float32)
 
 
-def with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
-    """Linear rise from 0 to the first rate of `schedule`, which then starts at its own step 0."""
+def with_warmup(schedule: Schedule, warmup_steps: int, rate: float | None = None) -> Schedule:
+    """Linear rise from 0 to the first rate of `schedule`, which then starts at its own step 0.
+
+    With a `rate` that rate in place of the rise, as Dassl has it (CoOp and what is built on it).
+    """
     if warmup_steps == 0:
         return schedule
 
     def warmed(step: jax.Array) -> jax.Array:
         rising = schedule(jnp.zeros_like(step)) * step / warmup_steps
+        rising = rising if rate is None else jnp.full_like(rising, rate)
         return jnp.where(step < warmup_steps, rising, schedule(jnp.maximum(step - warmup_steps, 0)))
 
     return warmed
@@ -112,7 +116,7 @@ def make_schedule(
         )
     else:
         rate = constant(config.learning_rate)
-    return with_warmup(rate, warmup_steps)
+    return with_warmup(rate, warmup_steps, config.warmup_rate)
 
 
 def make_beta1(config: OptimConfig, *, total_steps: int) -> Schedule | float:

@@ -144,6 +144,7 @@ class StageRun:
             self.data.train,
             self.config.batch_size,
             seed=run.config.seed + self.index,
+            sampling=self.config.sampling,
             start_step=self.done,
             max_unreadable=run.data.config.max_unreadable,
             num_workers=run.data.config.num_workers,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from mlclip_jax.data.augment import Augment, example_rng, recipe
 from mlclip_jax.data.captions import Captioned, tokenize
 from mlclip_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from mlclip_jax.data.sampling import ClassAware
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.data.transforms import ImageError, Preprocess
 from mlclip_jax.errors import UserError
@@ -54,6 +56,9 @@ class Photos:
 
     def class_counts(self):
         return (self.labels > 0).sum(0)
+
+    def positives(self):
+        return np.nonzero(self.labels > 0)
 
 
 def take(batches, count):
@@ -159,6 +164,64 @@ def test_processes_augment_alike():
             np.testing.assert_array_equal(image, shown[i])
 
 
+class Tail(Photos):
+    """37 photos, of which 30 show the first class, 3 the second and none the third."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.labels = np.full((37, 3), -1, np.int8)
+        self.labels[:30, 0] = self.labels[[2, 31, 33], 1] = 1
+
+
+def by_class(source, count=10, **kwargs):
+    with closing(train_batches(source, 8, seed=5, sampling="class_aware", **kwargs)) as batches:
+        return take(batches, count)
+
+
+def test_class_aware_batches_are_the_draws_in_order():
+    source = Tail()
+    batches, draws = by_class(source), ClassAware(*source.positives(), seed=5)
+    assert set(batches[0]) == {"images", "targets", "index", "mask"}
+    index = indices(batches)
+    assert index.tolist() == [draws[i] for i in range(80)]
+    assert np.concatenate([b["mask"] for b in batches]).all()
+    rare = np.isin(index, [2, 31, 33]).mean()
+    assert rare > 0.45  # of 3 images in 37
+
+
+def test_every_draw_is_augmented_anew():
+    source = Tail()
+    index, images = (np.concatenate([b[k] for b in by_class(source)]) for k in ("index", "images"))
+    for draw, (i, image) in enumerate(zip(index.tolist(), images, strict=True)):
+        expected = source.augmented(i, example_rng(5, draw, i))["image"]
+        np.testing.assert_array_equal(image, expected)
+    first_epoch = images[:32][index[:32] == 31]
+    assert len(first_epoch) >= 4
+    assert len({image.tobytes() for image in first_epoch}) == len(first_epoch)
+
+
+@pytest.mark.parametrize("start", range(1, 10))
+def test_resuming_draws_alike(start):
+    source = Tail()
+    assert_same(by_class(source)[start:], by_class(source, 10 - start, start_step=start))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_draw_alike(workers):
+    source = Captioned(Tail(broken={3, 31}), np.arange(37 * 4).reshape(37, 4))
+    assert_same(by_class(source), by_class(source, num_workers=workers))
+
+
+def test_processes_share_the_draws():
+    source = Tail()
+    parts = [by_class(source, process_index=i, process_count=2) for i in (0, 1)]
+    for batch, *pair in zip(by_class(source), *parts, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(
+                value, np.stack([b[key] for b in pair], 1).reshape(value.shape)
+            )
+
+
 def test_unreadable_images_are_replaced_named_once_and_counted(caplog):
     broken = {3, 11, 30}
     batches = take(train_batches(Photos(broken=broken), 8, seed=0, max_unreadable=3), 24)
@@ -253,6 +316,12 @@ def test_evaluation_sees_everything_once(batch_size, process_count):
 def test_errors_name_the_mend():
     with pytest.raises(UserError, match="larger than the 37 training examples"):
         train_batches(Rows(), 64, seed=0)
+    with pytest.raises(UserError, match=r"unknown sampling 'class-aware'.*'class_aware'"):
+        train_batches(Photos(), 8, seed=0, sampling="class-aware")
+    unlabelled = Photos()
+    unlabelled.labels[:] = -1
+    with pytest.raises(UserError, match="no training image has any: set sampling='uniform'"):
+        train_batches(unlabelled, 8, seed=0, sampling="class_aware")
     with pytest.raises(UserError, match="does not divide among 2"):
         train_batches(Rows(), 9, seed=0, process_count=2)
     with pytest.raises(ValueError, match="example 0: an image must be uint8"):

@@ -42,6 +42,7 @@ def test_defaults_make_one_stage():
         ({"paper": {"mAP": "71"}}, "'paper.mAP' must be a number between 0 and 100, not '71'"),
         ({"eval": {"splits": "test"}}, "'eval.splits' must be tuple"),
         ({"batch_size": 0}, "'batch_size' must be at least 1"),
+        ({"sampling": "by class"}, "'sampling' must be one of 'uniform', 'class_aware'"),
         ({"ema_decay": 1.0}, "'ema_decay' must lie in"),
         ({"duration": "5"}, "'duration': '5' is no length"),
         ({"duration": "5 minutes"}, "write 'N steps', 'N epochs' or 'N examples'"),
@@ -68,7 +69,7 @@ def test_stages_override_the_run():
         ema_decay=0.9,
         stages=(
             {"name": "first", "optim": {"learning_rate": 1}, "method": {"n_ctx": 2}},
-            {"batch_size": 8, "duration": "3 steps", "ema_decay": None},
+            {"batch_size": 8, "sampling": "class_aware", "duration": "3 steps", "ema_decay": None},
         ),
     )
     first, second = config.stages
@@ -77,6 +78,7 @@ def test_stages_override_the_run():
     assert first.optim.weight_decay == second.optim.weight_decay == 0.5
     assert first.method == {"name": "coop", "n_ctx": 2} and second.method["n_ctx"] == 4
     assert (first.batch_size, second.batch_size) == (32, 8)
+    assert (first.sampling, second.sampling) == ("uniform", "class_aware")
     assert (first.ema_decay, second.ema_decay) == (0.9, None)
 
 

@@ -121,6 +121,7 @@ def test_run_learns_and_reports(tmp_path):
             1,
             id="plateau-and-flip",
         ),
+        pytest.param({"sampling": "class_aware"}, 8, 1, id="class-aware"),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at, devices):
@@ -136,6 +137,22 @@ def test_resumed_equals_uninterrupted(tmp_path, fields, stop_at, devices):
     assert result.step == expected.step and result.metrics == expected.metrics
     assert rows(broken) == rows(whole)
     assert_same(arrays(broken), arrays(whole))
+
+
+def test_sampling_is_of_the_stage(tmp_path, monkeypatch):
+    original, asked = stage_module.train_batches, []
+
+    def noted(source, batch_size, **kwargs):
+        asked.append(kwargs["sampling"])
+        return original(source, batch_size, **kwargs)
+
+    monkeypatch.setattr(stage_module, "train_batches", noted)
+    stages = (
+        {"name": "one", "duration": "2 steps"},
+        {"name": "two", "duration": "2 steps", "sampling": "class_aware"},
+    )
+    assert run(tmp_path, toys.config(stages=stages)).step == 4
+    assert asked == ["uniform", "class_aware"]
 
 
 def test_steps_under_way_are_bounded(tmp_path, monkeypatch):
@@ -386,6 +403,7 @@ def test_other_backbone_labels_or_shapes_are_refused(tmp_path):
     [
         ({"seed": 3}, "seed was 0 and is 3"),
         ({"batch_size": 16}, "batch_size was 8 and is 16"),
+        ({"sampling": "class_aware"}, "sampling was 'uniform' and is 'class_aware'"),
         ({"data": {"name": "blocks", "num_train": 48}}, "data.num_train was 40 and is 48"),
         ({"method": {"name": "tower", "train_bn": True}}, "method.train_bn was False and is True"),
         (

@@ -28,7 +28,7 @@ VARIANTS = {
         {"logit_bias": True, "class_position": "middle", "n_ctx": 4},
         {"train_image_encoder": True, "label_graph": True},
     ),
-    "clip_ft": ({"train_blocks": None},),
+    "clip_ft": ({"train_blocks": "all"},),
     "dual_coop": ({"class_specific": False, "train_image_encoder": True},),
     "hspnet": (
         {"variant": "paper"},

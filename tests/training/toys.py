@@ -127,6 +127,9 @@ class Blocks:
     def class_counts(self):
         return sum(self[i]["targets"] > 0 for i in range(self.size))
 
+    def positives(self):
+        return np.nonzero(np.stack([self[i]["targets"] for i in range(self.size)]) > 0)
+
     def __getitem__(self, i):
         rng = np.random.default_rng((self.seed, i))
         targets = np.where(rng.random(len(SPACE)) < 0.5, 1, -1).astype(np.int8)

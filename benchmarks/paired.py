@@ -1,0 +1,129 @@
+"""Runs that are compared over seeds: each done once, kept in a file, two at a time.
+
+All rows of a table see the same scenes, order and starting values at a seed, so differences are
+paired. Rates, epochs and weights (raw or EMA) are chosen on validation scenes; test scenes choose
+nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timing
+
+
+class Job(NamedTuple):
+    """One run: the config with its arguments, the seed, the learning rate."""
+
+    arguments: str
+    seed: int
+    rate: float | None
+
+
+def job(arguments: str, seed: int, rate: float | None = None) -> Job:
+    """A job whose arguments may name the seed."""
+    return Job(arguments.format(seed=seed), seed, rate)
+
+
+class Runs:
+    """Runs by what decides them, each done once and written at once, several at a time.
+
+    Every worker has a core to itself: small convolutions do not fill two.
+
+    Args:
+        path: JSON file of the runs, read and written; runs of other settings are done again.
+        workers: processes.
+        settings: configuration of a job; a function that can be imported.
+        per_class: keep the average precision of each class on "test" too.
+        cached: image features of rows that train are computed once, in a folder of the worker's.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        workers: int,
+        settings: Callable[[Job], Any],
+        *,
+        per_class: bool = False,
+        cached: bool = False,
+    ) -> None:
+        self.path, self.workers, self.found = path, workers, {}
+        self.settings = settings
+        self.run = functools.partial(run, settings, per_class=per_class, cached=cached)
+        if path is not None and path.exists():
+            self.found = json.loads(path.read_text())["runs"]
+
+    def scores(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """The score of each job, as `run` gives it."""
+        digests = {job: digest(self.settings(job)) for job in jobs}
+        missing = [
+            job for job in digests if self.found.get(str(job), {}).get("config") != digests[job]
+        ]
+        context = multiprocessing.get_context("spawn")
+        cores = context.Queue()
+        for core in sorted(os.sched_getaffinity(0)) * self.workers:
+            cores.put(core)
+        with ProcessPoolExecutor(self.workers, context, _pin, (cores,)) as pool:
+            todo = [pool.submit(self.run, job) for job in missing]
+            for done in as_completed(todo):
+                job, score = done.result()
+                self.found[str(job)] = score | {"config": digests[job]}
+                print(job, score, flush=True)
+                if self.path is not None:
+                    timing.save(self.path, {"runs": self.found})
+        return [self.found[str(job)] for job in jobs]
+
+
+def _pin(cores: Any) -> None:
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def digest(config: Any) -> str:
+    """Of all settings: runs of others are done again."""
+    return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run(
+    settings: Callable[[Job], Any], job: Job, *, per_class: bool = False, cached: bool = False
+) -> tuple[Job, dict[str, Any]]:
+    """A run's mAP in per cent on "validation", where it is highest, and on "test", there."""
+    from mlclip_jax.training.loop import fit
+
+    config = settings(job)
+    if cached and job.rate is not None:
+        place = Path(tempfile.gettempdir()) / "mlclip_jax_features"
+        config.cache = {"folder": str(place / str(min(os.sched_getaffinity(0))))}
+    with tempfile.TemporaryDirectory() as folder:
+        fit(config, folder, quiet=True)
+        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]
+    scores: dict[tuple[int, str], dict[str, Any]] = {}
+    for row in rows:
+        if row["split"] in ("validation", "test"):
+            at = scores.setdefault((row["step"], row["weights"]), {})
+            at[row["split"]] = round(100 * row["mAP"], 3)
+            at |= {"step": row["step"], "weights": row["weights"]}
+            if per_class and row["split"] == "test":
+                at["per_class"] = [round(100 * ap, 2) for ap in row["per_class_ap"]]
+    return job, max(scores.values(), key=lambda score: score["validation"])
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error of the mean."""
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return statistics.mean(values), spread / len(values) ** 0.5
+
+
+def cell(values: list[float], *, signed: bool = False) -> str:
+    """ "mean ± standard error"."""
+    mean, error = mean_and_error(values)
+    return f"{mean:+.2f} ± {error:.2f}" if signed else f"{mean:.2f} ± {error:.2f}"
