@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from references.prompt_methods import dassl_rate
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.training.config import OptimConfig
@@ -86,6 +87,22 @@ def test_cosine_per_epoch_holds_the_rate(golden):
     actual = rates(config, 90, total=90, per_epoch=3)
     assert deviation(actual[::3], golden["cosine30_per_epoch/lr"]) < 2e-6
     np.testing.assert_array_equal(actual[0::3], actual[2::3])
+
+
+def test_constant_warmup_and_cosine_of_dassl():
+    """The optimizer of CoOp's code: baselines' table T17 and the reference, 3 steps an epoch."""
+    config = OptimConfig(
+        learning_rate=2e-3,
+        schedule="cosine",
+        schedule_unit="epoch",
+        warmup="1 epochs",
+        warmup_rate=1e-5,
+    )
+    actual = rates(config, 150, total=51 * 3, warmup=3, per_epoch=3)[::3]
+    assert deviation(actual, [dassl_rate(epoch, 2e-3, 50) for epoch in range(50)]) < 2e-6
+    printed = {0: 1e-5, 1: 2e-3, 2: 1.998027e-3, 25: 1.062791e-3, 49: 7.885299e-6}
+    for epoch, rate in printed.items():
+        assert actual[epoch] == pytest.approx(rate, rel=1e-5)
 
 
 def test_constant_and_warmup():
