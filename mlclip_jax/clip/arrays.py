@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +102,7 @@ def fill(
     wanted: CLIPConfig,
     *,
     remat: bool = False,
+    class_chunk: int | None = None,
 ) -> CLIP:
     """A CLIP of configuration `wanted` filled with the arrays of one of configuration `stored`.
 
@@ -114,7 +115,7 @@ def fill(
         dtype: compute dtype.
         source: what error messages call the arrays.
         wanted: what to build.
-        remat: recompute blocks in the backward pass (see `CLIP`).
+        remat, class_chunk: how it is to compute (see `CLIP`).
 
     Raises:
         UserError: names or shapes differ; lists every difference.
@@ -122,7 +123,7 @@ def fill(
     expected = expected_shapes(stored, layout)
     check_shapes(expected, arrays.shapes, source)
 
-    model = _abstract(wanted, dtype, remat=remat)
+    model = _abstract(wanted, dtype, remat=remat, class_chunk=class_chunk)
     graph, state = nnx.split(model)
     flat = []
     for path, variable in nnx.to_flat_state(state):
@@ -150,8 +151,8 @@ def expected_shapes(config: CLIPConfig, layout: str) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _abstract(config: CLIPConfig, dtype: DTypeLike, *, remat: bool = False) -> CLIP:
-    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+def _abstract(config: CLIPConfig, dtype: DTypeLike, **settings: Any) -> CLIP:
+    return nnx.eval_shape(lambda: CLIP(config, dtype=dtype, **settings, rngs=nnx.Rngs(0)))
 
 
 def path_string(path: tuple) -> str:

@@ -21,6 +21,8 @@ class CLIP(nnx.Module):
         config: sizes; `mlclip_jax.clip.PRESETS` has the published ones.
         dtype: compute dtype, float32 or bfloat16 (float64 for references).
         remat: recompute blocks in the backward pass instead of keeping their activations.
+        class_chunk: most prompts that the text tower encodes at a time (see `TextTower.encode`);
+            None encodes all at once.
         rngs: for the random initial values; weights come from `mlclip_jax.clip.weights`.
     """
 
@@ -30,11 +32,14 @@ class CLIP(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
+        class_chunk: int | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         tower = VisionTransformer if isinstance(config.image, ViTConfig) else ModifiedResNet
         self.image = tower(config.image, config.embed_dim, remat=remat, rngs=rngs)
-        self.text = TextTower(config.text, config.embed_dim, remat=remat, rngs=rngs)
+        self.text = TextTower(
+            config.text, config.embed_dim, remat=remat, class_chunk=class_chunk, rngs=rngs
+        )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
         self.config = config
         self.dtype = jnp.dtype(dtype)

@@ -6,13 +6,18 @@ block anywhere but at EOT. A set of prompts is therefore given as levels of `Seg
 start token and words or learned vectors that all prompts share; perhaps one segment per label
 group; and each class's own tokens. The result, gradients included, is that of encoding every
 prompt alone at full length.
+
+Thousands of classes need not be in memory at once: what they share is run first and its keys and
+values are kept, then the classes' own tokens follow in chunks that the backward pass recomputes
+one after another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +25,7 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip.config import TextConfig
-from mlclip_jax.clip.transformer import KeyValue, LayerNorm, make_blocks
+from mlclip_jax.clip.transformer import Block, KeyValue, LayerNorm, make_blocks
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +64,13 @@ class TextTower(nnx.Module):
     """Causal transformer over BPE tokens or over learned prompt embeddings."""
 
     def __init__(
-        self, config: TextConfig, embed_dim: int, *, remat: bool = False, rngs: nnx.Rngs
+        self,
+        config: TextConfig,
+        embed_dim: int,
+        *,
+        remat: bool = False,
+        class_chunk: int | None = None,
+        rngs: nnx.Rngs,
     ) -> None:
         w, init = config.width, nnx.initializers.normal
         self.token_embedding = nnx.Param(init(0.02)(rngs.params(), (config.vocab_size, w)))
@@ -72,6 +83,7 @@ class TextTower(nnx.Module):
         self.projection = nnx.Param(init(w**-0.5)(rngs.params(), (w, embed_dim)))
         self.config = config
         self.remat = remat
+        self.class_chunk = class_chunk
 
     def embed(self, ids: Array, context: Array | None = None) -> Array:
         """Input embeddings of token ids: [... t] -> [... t w].
@@ -122,20 +134,41 @@ class TextTower(nnx.Module):
             start = end
         ancestors = _ancestors([segment.parent for segment in segments])
         *body, last = self.blocks
+        kept: list[list[KeyValue]] = [[] for _ in self.blocks]  # of every block, by level
+        for x, above in zip(levels[:-1], ancestors[:-1], strict=True):
+            for block, context in zip(body, kept[:-1], strict=True):
+                x, keys_values = self._extend(block, x, context, above)
+                context.append(keys_values)
+            kept[-1].append(last.keys_values(x))
+        rows = levels[-1], ancestors[-1], eot
+        if self.class_chunk is None or self.class_chunk >= len(eot):
+            return self._finish(kept, *rows)
+        # In float32, so that the gradients that chunks add up are: the compute type may be shorter.
+        wide = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), kept)
 
-        def run(block: nnx.Module, levels: list[Array]) -> list[Array]:
-            out, keys_values = [], []
-            for x, above in zip(levels, ancestors, strict=True):
-                y, kv = block.extend(x, _gather(keys_values, above))
-                out.append(y)
-                keys_values.append(kv)
-            return out
+        def finish(rows: tuple[Array, list[Array | None], Array]) -> Array:
+            return self._finish(jax.tree.map(lambda a: a.astype(rows[0].dtype), wide), *rows)
 
-        for block in body:
-            step = lambda levels, block=block: run(block, levels)  # noqa: E731
-            levels = (jax.checkpoint(step) if self.remat else step)(levels)
-        context = _gather([last.keys_values(x) for x in levels[:-1]], ancestors[-1])
-        x = last.read(levels[-1], eot, causal=True, context=context)
+        return _map_chunks(finish, rows, self.class_chunk)
+
+    def _extend(
+        self, block: Block, x: Array, context: list[KeyValue], above: list[Array | None]
+    ) -> tuple[Array, KeyValue]:
+        """A level through a block, after the keys and values of the levels above it."""
+
+        def step(x: Array, context: list[KeyValue]) -> tuple[Array, KeyValue]:
+            return block.extend(x, _gather(context, above))
+
+        return (jax.checkpoint(step) if self.remat else step)(x, context)
+
+    def _finish(
+        self, kept: list[list[KeyValue]], x: Array, above: list[Array | None], eot: Array
+    ) -> Array:
+        """Features of runs of the last level [n s w], given every block's `kept`: [n d]."""
+        *body, last = self.blocks
+        for block, context in zip(body, kept[:-1], strict=True):
+            x, _ = self._extend(block, x, context, above)
+        x = last.read(x, eot, causal=True, context=_gather(kept[-1], above))
         return self.norm_final(x) @ self.projection[...].astype(x.dtype)
 
     def encode_prompts(
@@ -198,3 +231,35 @@ def _gather(keys_values: Sequence[KeyValue], rows: Sequence[Array | None]) -> li
         (k[:1], v[:1]) if row is None else (k[row], v[row])
         for (k, v), row in zip(keys_values, rows, strict=True)
     ]
+
+
+def _map_chunks(function: Callable[[Any], Array], rows: Any, size: int) -> Array:
+    """`function` of all rows, at most `size` at a time, recomputed in the backward pass.
+
+    Where devices share the rows they share every chunk alike, and no row moves: c and `size` are
+    multiples of their number, so `unit` is one too; each of the `unit` blocks of adjacent rows is
+    padded on its own, and gives every n-th of its rows to each of the n chunks.
+
+    Args:
+        function: of rows like these to [k d], row by row.
+        rows: arrays [c ...].
+        size: largest k.
+
+    Returns:
+        [c d].
+    """
+    c = len(jax.tree.leaves(rows)[0])
+    unit, n = math.gcd(c, size), -(-c // size)
+    block = c // unit
+    share = -(-block // n)  # rows of a block in a chunk
+
+    def split(x: Array) -> Array:
+        x = x.reshape(unit, block, *x.shape[1:])
+        x = jnp.pad(x, [(0, 0), (0, share * n - block), *[(0, 0)] * (x.ndim - 2)])
+        x = jnp.moveaxis(x.reshape(unit, share, n, *x.shape[2:]), 2, 0)
+        return x.reshape(n, unit * share, *x.shape[3:])
+
+    # Steps of a loop are not merged with one another: `prevent_cse` would only cost time.
+    y = jax.lax.map(jax.checkpoint(function, prevent_cse=False), jax.tree.map(split, rows))
+    y = jnp.moveaxis(y.reshape(n, unit, share, -1), 0, 2)
+    return y.reshape(unit, share * n, -1)[:, :block].reshape(c, -1)

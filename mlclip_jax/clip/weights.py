@@ -103,6 +103,7 @@ class Checkpoint:
         dtype: DTypeLike = jnp.float32,
         image_size: int | None = None,
         remat: bool = False,
+        class_chunk: int | None = None,
     ) -> CLIP:
         """The model with its weights.
 
@@ -110,6 +111,7 @@ class Checkpoint:
             dtype: compute dtype; parameters are float32 whatever the file stores.
             image_size: pixels per side; the image tower's positional embedding is interpolated.
             remat: recompute blocks in the backward pass instead of keeping their activations.
+            class_chunk: most prompts that the text tower encodes at a time; None: all at once.
 
         Raises:
             UserError: weights and configuration do not fit (every difference is listed), or the
@@ -118,7 +120,8 @@ class Checkpoint:
         wanted = self.config if image_size is None else self.config.at(image_size)
         arrays = _open(self.files, self.layout)
         folder = str(self.folder)
-        return fill(self.config, self.layout, arrays, dtype, folder, wanted, remat=remat)
+        settings = {"remat": remat, "class_chunk": class_chunk}
+        return fill(self.config, self.layout, arrays, dtype, folder, wanted, **settings)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the same folder.

@@ -119,14 +119,22 @@ def packaged_tokenizer(context_length: int) -> Tokenizer:
     return Tokenizer.from_folder(clip_weights.PRETRAINED / "clip-mini", context_length)
 
 
+def _compute(config: BackboneConfig) -> dict[str, Any]:
+    """How a CLIP is to compute, as its constructor and loader take it."""
+    return {
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+        "class_chunk": config.class_chunk,
+    }
+
+
 def random_clip(config: BackboneConfig, *, seed: int = 0) -> CLIP:
     """A preset with fresh values.
 
     Raises:
       UserError: there is no preset of this name.
     """
-    dtype = jnp.dtype(config.dtype)
-    return CLIP(preset(config), dtype=dtype, remat=config.remat, rngs=nnx.Rngs(seed))
+    return CLIP(preset(config), **_compute(config), rngs=nnx.Rngs(seed))
 
 
 def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
@@ -143,9 +151,8 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     if config.weights == "random":
         clip = random_clip(config, seed=seed)
         return Backbone(clip, packaged_tokenizer(clip.config.text.context_length), f"random-{seed}")
-    dtype = jnp.dtype(config.dtype)
     found = clip_weights.resolve(config.name, revision=config.revision)
-    clip = found.load(dtype=dtype, image_size=config.image_size, remat=config.remat)
+    clip = found.load(image_size=config.image_size, **_compute(config))
     if config.image_norm is not None:
         clip.config = clip.config.normalized_as(config.image_norm)
     return Backbone(clip, found.tokenizer(), found.digest())
@@ -268,9 +275,12 @@ def plan_stage(
       augment_flip: mirror images at random.
 
     Raises:
-      UserError: the batch does not divide, nothing trains, or a learning-rate group is idle.
+      UserError: the batch or a chunk of classes does not divide, nothing trains, or a
+        learning-rate group is idle.
     """
     check_batch_size(stage.batch_size, mesh)
+    if method.clip.text.class_chunk is not None:
+        check_batch_size(method.clip.text.class_chunk, mesh, "backbone.class_chunk")
     sizes = {"batch_size": stage.batch_size, "num_examples": num_examples}
     epoch = steps_per_epoch(**sizes)
     steps = to_steps(stage.duration, **sizes)

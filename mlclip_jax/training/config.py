@@ -36,6 +36,8 @@ class BackboneConfig:
         as MKT and LMPT do; None keeps the checkpoint's.
       weights: "random" builds the preset `name` with fresh weights.
       remat: recompute the towers' blocks in the backward pass: less memory, more time.
+      class_chunk: encode at most this many labels at a time, recomputed in the backward pass, so
+        that memory hardly grows with their number; a multiple of the devices. None: all at once.
     """
 
     name: str = "clip-mini"
@@ -45,6 +47,7 @@ class BackboneConfig:
     image_norm: Literal["clip", "imagenet"] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     remat: bool = False
+    class_chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,8 @@ def parse_config(config: Mapping[str, Any]) -> TrainConfig:
         parse_duration(duration, where)
     _positive("eval.batch_size", root.eval.batch_size)
     _positive("checkpoint.keep", root.checkpoint.keep)
+    if root.backbone.class_chunk is not None:
+        _positive("backbone.class_chunk", root.backbone.class_chunk)
     if not root.eval.splits:
         raise UserError("config key 'eval.splits' is empty: name at least one split")
     return TrainConfig(

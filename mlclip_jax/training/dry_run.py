@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mlclip_jax.data import registry
+from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method
 from mlclip_jax.training.build import (
     Backbone,
@@ -31,7 +32,10 @@ from mlclip_jax.training.step import Leaves, State, init_state
 
 
 def abstract_step(
-    config: TrainConfig | Mapping[str, Any], *, mesh: Mesh | None = None
+    config: TrainConfig | Mapping[str, Any],
+    *,
+    mesh: Mesh | None = None,
+    space: LabelSpace | None = None,
 ) -> list[tuple[Plan, tuple[Any, ...], Any]]:
     """A dry run of every stage at full size: shapes only, no weights, no data.
 
@@ -42,6 +46,7 @@ def abstract_step(
     Args:
       config: of the run; the backbone is the preset it names.
       mesh: devices to lay it out for.
+      space: labels in place of those of the data.
 
     Returns:
       For each stage (plan, arguments of the step, outputs of the step), all as shapes;
@@ -51,7 +56,8 @@ def abstract_step(
     mesh = make_mesh() if mesh is None else mesh
     sizes = preset(config.backbone)
     tokenizer = packaged_tokenizer(sizes.text.context_length)
-    space, _ = registry.label_spaces(config.data, name_features=_some_features)  # of training
+    if space is None:  # those of training
+        space, _ = registry.label_spaces(config.data, name_features=_some_features)
     results = []
     for stage in config.stages:
 

@@ -37,7 +37,7 @@ def split_over_data(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, where: str = "batch_size") -> None:
-    """Raises unless a batch divides evenly over the data axis.
+    """Raises unless a batch, or a chunk of the classes, divides evenly over the data axis.
 
     Raises:
       UserError: naming the nearest sizes that do.

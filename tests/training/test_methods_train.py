@@ -68,9 +68,10 @@ def world():
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_the_backbone_is_as_its_settings_say(weights):
     settings = {"weights": weights, "dtype": "bfloat16", "remat": True, "image_size": 96}
+    settings["class_chunk"] = 64
     config = parse_config(run_config({"name": "coop"}, backbone=settings))
     clip = load_backbone(config.backbone).clip
-    assert clip.image.remat and clip.text.remat
+    assert clip.image.remat and clip.text.remat and clip.text.class_chunk == 64
     assert (clip.dtype, clip.config.image.image_size) == (jnp.bfloat16, 96)
     assert clip.image.position_embedding.shape == (1 + 12**2, 128)
 
