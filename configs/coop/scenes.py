@@ -6,7 +6,8 @@
 Arguments: backbone=clip-mini|clip-mini-rn, view=full|single_positive|partial(0.1)|...,
 class_specific, seed=0.
 
-Stands in for the CoOp rows of HSPNet's Table 1 and LMPT's Table 1 where no benchmark is at hand.
+What stands in for the papers' CoOp rows is beside their systems, which it is compared with:
+configs/hspnet/scenes.py:row=spl and configs/lmpt/scenes.py:row=coop,unified.
 
 Test mAP over five seeds (benchmarks/results/scenes.md): clip-mini 70.7 % (zero-shot 61.1),
 clip-mini-rn 77.2 % (70.7); class-specific 79.6 % and 88.4 %. Under a minute on two CPU cores.
