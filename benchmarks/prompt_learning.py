@@ -25,7 +25,7 @@ import numpy as np
 from paired import Job, Runs, cell, job
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 TUNING_SEED = 1000
 
 
@@ -41,20 +41,20 @@ class Setting(NamedTuple):
 
 
 LMPT, PARTIAL = "lmpt/scenes.py:", "backbone=clip-mini-rn,view=partial({})"
-COOP = "CoOp, a context a class (soft prompts)"
+COOP = "CoOp (soft prompts)"
 SETTINGS = (
     Setting(
-        "Long-tailed scenes with captions, clip-mini (LMPT, Tables 1 to 3)",
+        "Long-tailed scenes with captions, a context a class, clip-mini (LMPT, Tables 1 to 3)",
         "zero_shot/scenes.py",
         {
             COOP: f"{LMPT}row=coop",
             "+ embedding loss": f"{LMPT}row=embedding",
             "+ class-aware margin": f"{LMPT}row=margin",
             "+ re-weighting (LMPT)": f"{LMPT}row=lmpt",
+            "+ embedding loss, mean over classes": f"{LMPT}row=embedding,mean",
+            "+ class-aware margin, mean over classes": f"{LMPT}row=margin,mean",
             "LMPT, as released": f"{LMPT}variant=released",
             "LMPT, class-aware re-sampling": f"{LMPT}row=lmpt,sampling=class_aware",
-            "CoOp, one context": f"{LMPT}row=coop,unified",
-            "LMPT, one context": f"{LMPT}row=lmpt,unified",
             "CoCoOp": "cocoop/scenes.py",
             "DualCoOp": "dual_coop/scenes.py:backbone=clip-mini,view=long_tail",
             "TaI-DPT, captions alone": "tai_dpt/scenes.py:backbone=clip-mini,view=long_tail",
@@ -66,6 +66,13 @@ SETTINGS = (
             "LMPT with ASL": f"{LMPT}loss=asl",
         },
         COOP,
+        long_tail=True,
+    ),
+    Setting(
+        "Long-tailed scenes with captions, one context for all, clip-mini",
+        "zero_shot/scenes.py",
+        {"CoOp": f"{LMPT}row=coop,unified", "LMPT": f"{LMPT}row=lmpt,unified"},
+        "CoOp",
         long_tail=True,
     ),
     *(

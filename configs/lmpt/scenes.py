@@ -5,6 +5,7 @@
 
 Arguments: row=lmpt|coop|embedding|margin (Table 3, from all components to none but prompts),
 loss=db|bce|mls|focal|cb|r_bce_focal|asl (Table 2), unified (one context for all labels),
+mean (the embedding loss is a mean over the classes, not their sum),
 sampling=uniform|class_aware, variant=paper|released, view=long_tail,
 backbone=clip-mini|clip-mini-rn, seed=0.
 
@@ -30,12 +31,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         row="lmpt",
         loss="db",
         unified=False,
+        mean=False,
         sampling="uniform",
         variant="paper",
         view="long_tail",
     )
     method = _COMMON["method"](arg.row, arg.loss, arg.variant, constants="")
     method["class_specific"] = not arg.unified
+    if arg.mean:
+        method["reduction"] = "mean"
     if arg.variant == "released":
         method["batch_norm"] = "frozen"  # as for all rows, so that features are computed once
     config = _SHARED["scenes"](arg, method, rate=1e-3, num_train=3072)

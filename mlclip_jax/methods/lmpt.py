@@ -54,6 +54,9 @@ class LMPTConfig(CoOpConfig):
     class_aware_margin: margins eta / n_c^(1/4) in place of eta (Table 3; "paper" only).
     reweight: weigh classes by n_c^-gamma (Table 3; "paper" only, with class-aware margins).
     margin, gamma: eta and gamma; None is the variant's own.
+    reduction: of the embedding loss over the classes of an image, "sum" (Eq. 7 read as it stands)
+        or "mean" ("paper" only). Without weights, which add up to 1, the sum outweighs the
+        classification loss.
     """
 
     loss: str = "distribution_balanced"
@@ -66,6 +69,7 @@ class LMPTConfig(CoOpConfig):
     reweight: bool = True
     margin: float | None = None
     gamma: float | None = None
+    reduction: Literal["sum", "mean"] = "sum"
 
 
 class LMPT(CoOp):
@@ -158,6 +162,7 @@ class LMPT(CoOp):
             class_counts=counts,
             where=where,
             reweight=config.reweight,
+            reduction="mean" if config.reduction == "mean" else "sum_classes_mean_images",
             **given,
         )
 
