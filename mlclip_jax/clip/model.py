@@ -96,7 +96,7 @@ class CLIP(nnx.Module):
 
         `pooled` is the text feature, `tokens` those of all positions, `mask` False after EOT.
 
-        Source: Guo et al., CVPR 2023 (TaI-DPT), section 3.2.
+        Source: Guo et al., CVPR 2023 (TaI-DPT), and its released code.
         """
         return ImageFeatures(*self.text.encode_tokens(ids, dtype=self.dtype))
 

@@ -1,7 +1,7 @@
 """Labels of captions by their nouns: what lets a method train on texts in place of images.
 
-TaI-DPT (Guo et al., CVPR 2023, section 3.2) takes a caption for an image of what it names: a label
-is positive where the caption holds its name or a synonym, and negative everywhere else.
+TaI-DPT (Guo et al., CVPR 2023) takes a caption for an image of what it names: a label is positive
+where the caption holds its name or a synonym, and negative everywhere else.
 
 Words are compared in lower case and in the singular. The longest names are looked for first, those
 of equal length in alphabetical order, and what one has found no other finds again: a "hot dog" is

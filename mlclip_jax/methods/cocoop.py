@@ -4,9 +4,9 @@
     context V_m + h(v) [b k w] + names -> text tower -> label features [b c d]
     logits = scale * cosine(image, label features of that image) [b c]
 
-Source: Zhou et al., CVPR 2022, Eqs. 3-5; a row of LMPT's Table 1. Start of text and context are
-encoded once for each image, names in each of the b c prompts: `backbone.class_chunk` bounds the
-memory of these.
+Source: Zhou et al., CVPR 2022, and released code KaiyangZhou/CoOp; a row of LMPT's Table 1. Start
+of text and context are encoded once for each image, names in each of the b c prompts:
+`backbone.class_chunk` bounds the memory of these.
 
 Deviations from the release: any loss for many labels in place of softmax cross-entropy, and any
 batch size (it takes images one by one for want of memory); weight decay leaves the biases b alone,

@@ -6,7 +6,7 @@
     loss = ranking(x_g) + ranking(x_l)
     image -> v [b d], cells [b p d] in the places of h and H;  logits = (x_g + x_l) / 2
 
-Source: Guo et al., CVPR 2023, Eqs. 1-8; released code guozix/TaI-DPT. A caption's labels are the
+Source: Guo et al., CVPR 2023; released code guozix/TaI-DPT. A caption's labels are the
 nouns found in it (`mlclip_jax.labels.nouns`), or those of its image.
 
 Deviations from the release: padding is masked by position, where the release masks token id 0,

@@ -42,7 +42,7 @@ def pool_regions(
         mask: bool [b p], False for regions that do not count.
 
     Source: Sun et al., NeurIPS 2022 (DualCoOp), class-specific region feature aggregation; Guo et
-    al., CVPR 2023 (TaI-DPT), Eq. 5.
+    al., CVPR 2023 (TaI-DPT), local scores; their released code.
     """
     f = normalize(regions)
     scores = sharpness * jnp.einsum("bpd,cd->bpc", f, normalize(attend), precision="highest")
