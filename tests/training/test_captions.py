@@ -133,6 +133,7 @@ def test_the_pooled_caption_is_its_text_feature(world):
     np.testing.assert_array_equal(got["mask"].sum(1), ids.argmax(1) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [{"name": "lmpt"}, {"name": "tai_dpt"}], ids=["lmpt", "tai_dpt"])
 def test_training_with_cached_features_and_captions(tmp_path, method):
     config = config_of(

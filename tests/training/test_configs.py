@@ -36,7 +36,16 @@ def dry_run(config):
     return plan
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+#: Large towers that train, or many regions and prompts: seconds each.
+LONG = {f"{name}/benchmark.py" for name in ("clip_ft", "cocoop", "dual_coop", "fine_tune")}
+
+
+def as_case(path):
+    name = str(path.relative_to(CONFIGS))
+    return pytest.param(path, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+
+
+@pytest.mark.parametrize("path", map(as_case, FILES))
 def test_config_dry_run(path):
     dry_run(load_config(str(path)))
 

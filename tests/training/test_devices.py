@@ -29,7 +29,8 @@ SMALL = {
     "linear_probe": {"start": "text"},
     "tai_dpt": {"n_ctx": 2},
 }
-REPEATED = ("coop", "hspnet")
+# In the whole suite only.
+LATER = ("clip_ft", "coop", "fine_tune", "hspnet", "linear_probe")
 # Other ways to the loss.
 FURTHER = [
     ("vit", {"name": "coop", "n_ctx": 2, "logit_bias": True, "label_graph": True}),
@@ -52,7 +53,7 @@ def case(kind: str, method: dict, *, slow: bool):
 
 CASES = [
     *(
-        case("vit", {"name": name, **SMALL.get(name, {})}, slow=name in REPEATED)
+        case("vit", {"name": name, **SMALL.get(name, {})}, slow=name in LATER)
         for name in methods.names()
         if name != "zero_shot"  # nothing trains
     ),

@@ -45,7 +45,11 @@ VARIANTS = {
     "tai_dpt": ({"local": False}, {"caption_labels": "images", "templates": ()}),
 }
 CASES = [
-    pytest.param({"name": name, **fields}, id="-".join([name, *fields]))
+    pytest.param(
+        {"name": name, **fields},
+        id="-".join([name, *fields]),
+        marks=[pytest.mark.slow] if fields and name not in ("coop", "hspnet", "lmpt") else [],
+    )
     for name in methods.names()
     for fields in ({}, *VARIANTS.get(name, ()))
 ]
