@@ -11,7 +11,7 @@ source scripts/env.sh
 
 if [ "${1:-}" = "--all" ]; then
   shift
-  prepare_environment dev tensorboard parity tpu
+  prepare_environment dev tensorboard parity
   export JAX_DISABLE_MOST_OPTIMIZATIONS=0
   set -- -m "" "$@"
 else

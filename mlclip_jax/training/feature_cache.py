@@ -182,11 +182,12 @@ def cache_features(
             flip=data.config.flip,
         )
 
-    train = {} if reads_no_images(method) else {"train": plan(data.train, train=True)}
+    train = None if reads_no_images(method) else plan(data.train, train=True)
     evals = {split: plan(source, train=False) for split, source in data.evals.items()}
     # Splits of the same images share files; the limit on unreadable ones is that of the last.
     named = {cache.files.folder: (split, cache) for split, cache in evals.items()}
-    named = {cache.files.folder: (split, cache) for split, cache in train.items()} | named
+    if train is not None:
+        named = {train.files.folder: ("train", train), **named}
     ready = _of_the_first(np.array([cache.files.ready() for _, cache in named.values()]))
     missing = [pair for pair, done in zip(named.values(), ready, strict=True) if not done]
     _say(run, list(named.values()), missing, config)
@@ -206,8 +207,8 @@ def cache_features(
     for split, cache in missing:
         _compute(run, split, cache, encode_share, batch_size)
     _wait_for_all()
-    opened = {split: cache.open() for split, cache in (train | evals).items()}
-    return replace(data, train=opened.pop("train", data.train), evals=opened)
+    opened = {split: cache.open() for split, cache in evals.items()}
+    return replace(data, train=train.open() if train else data.train, evals=opened)
 
 
 def _features(parts: Parts, leaves: Leaves, images: Any) -> dict[str, jax.Array]:
