@@ -11,9 +11,9 @@ annotations), backbone=ViT-B/16 (or another ViT), whole (train the whole tower),
 The paper gives no settings for this row: they are those of MKT's first stage, AdamW at 1e-3 with
 decay 0.005, its layer-wise rates for the last two blocks, cosine after two epochs of warm-up,
 batches of 128, 20 epochs (4 on Open Images). Its code normalises with ImageNet's statistics:
---config.backbone.image_norm=imagenet. Reports have both tasks: scores of an image have unit length
-over the labels that are scored together, so those of the unseen alone are scaled otherwise than
-within all; the order of an image's labels is the same.
+--config.backbone.image_norm=imagenet. Its RandAugment and its test crop are not taken: images are
+cropped at random and mirrored. Reports have both tasks from scores that have unit length over all
+labels; MKT's ZSL figures are of scores with unit length over the unseen ones alone.
 """
 
 from __future__ import annotations
