@@ -118,6 +118,16 @@ def test_evaluation_encodes_labels_with_each_batch(world):
     assert found.label_features is None
 
 
+def test_chunks_of_prompts_change_nothing(world):
+    clip, method, _, batch, whole = world
+    chunked = nnx.clone(method)
+    chunked.clip.text.class_chunk = 4  # of 15 prompts: the last chunk is one of padding in part
+    got = exact.Runner(chunked, exact.inputs(chunked))(batch)
+    assert clip.text.class_chunk is None
+    exact.same(got.logits, whole.logits)
+    exact.same_gradients(got.gradients, whole.gradients)
+
+
 def test_padded_classes_change_nothing(world):
     _, method, _, batch, plain = world
     exact.padding_changes_nothing(plain, method, batch)
