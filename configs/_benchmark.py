@@ -1,12 +1,13 @@
 """What the configs of the prompt methods and baselines share: a recipe for each kind of benchmark.
 
-On COCO-LT and VOC-LT the recipe is LMPT's for the rows of its Table 1, so that all are compared
-alike: SGD, cosine over 30 epochs, distribution-balanced loss (which its text does not name for
-these rows), squashed images that are mirrored; published figures stand beside RN50 and ViT-B/16.
-Its code normalises with ImageNet's statistics: --config.backbone.image_norm=imagenet. Elsewhere
-Adam for 30 epochs, and the loss goes by what the labels show: SPLC where they are incomplete,
-ranking where evaluation has labels that training has not, cross-entropy over the classes where
-images have a single label, else binary cross-entropy.
+On COCO-LT and VOC-LT CoOp and CoCoOp have LMPT's recipe, so that they are compared alike (its text
+names no settings for the other rows of its Table 1): SGD, cosine over 30 epochs,
+distribution-balanced loss, squashed images that are mirrored; published figures stand beside RN50
+and ViT-B/16. The linear probe and fine-tuning take the loss, DualCoOp and TaI-DPT keep their own
+loss and optimizer. LMPT's code normalises with ImageNet's statistics:
+--config.backbone.image_norm=imagenet. Elsewhere Adam for 30 epochs, and the loss goes by what the
+labels show: SPLC where they are incomplete, ranking where evaluation has labels that training has
+not, cross-entropy over the classes where images have a single label, else binary cross-entropy.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ LONG_TAIL = {
     "voc_lt": (5e-4, "negative_scale=5.0, mu=0.3"),
     "coco_lt": (1e-4, ""),
 }
+#: Templates whose label features are averaged: the plain one and the seven that CLIP's authors
+#: chose for ImageNet.
+ENSEMBLE = (
+    "a photo of a {}.",
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
 #: Words in the names of benchmarks, and the loss for their labels.
 _LOSSES = {
     "_spml_": {"loss": "splc", "logit_scale": 10.0},

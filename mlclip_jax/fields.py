@@ -71,6 +71,13 @@ def _join(where: str, name: str) -> str:
 
 
 def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, args))
+    if hint is type(None):
+        return "None"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 

@@ -10,9 +10,11 @@ annotations), backbone=ViT-B/16 (or another ViT), whole (train the whole tower),
 
 The paper gives no settings for this row: they are those of MKT's first stage, AdamW at 1e-3 with
 decay 0.005, its layer-wise rates for the last two blocks, cosine after two epochs of warm-up,
-batches of 128, 20 epochs (4 on Open Images). Its code normalises with ImageNet's statistics:
---config.backbone.image_norm=imagenet. Its RandAugment and its test crop are not taken: images are
-cropped at random and mirrored. Reports have both tasks from scores that have unit length over all
+batches of 128, 20 epochs (4 on Open Images), random crops with RandAugment. Its code normalises
+with ImageNet's statistics (--config.backbone.image_norm=imagenet) and tests on the inner 224 of 256
+pixels; here the whole of the shorter side is seen. Another CLIP than a ViT preset trains as a whole
+(backbone=RN50,whole), at 1e-5. Where only positives are known the other labels count as negative.
+Reports have both tasks from scores that have unit length over all
 labels; MKT's ZSL figures are of scores with unit length over the unseen ones alone.
 """
 
@@ -23,7 +25,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mlclip_jax.clip import PRESETS
+from mlclip_jax.clip import PRESETS, ViTConfig
+from mlclip_jax.errors import UserError
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
 
@@ -57,8 +60,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     method = {"name": "clip_ft"}
     if arg.whole:
         method["train_blocks"] = "all"
-    last = PRESETS[arg.backbone].image.layers - 1
+    elif not isinstance(getattr(PRESETS.get(arg.backbone), "image", None), ViTConfig):
+        raise UserError(
+            f"backbone={arg.backbone} has no last blocks that are known here: add whole, or take a "
+            "ViT by its preset's name"
+        )
+    if "_spml_" in arg.data:
+        method["loss"] = "ranking(skip_without_positives=True, ignore_unobserved=False)"
     config = _SHARED["benchmark"](arg, method)
+    config.data.augment = "randaugment"
     config.batch_size = 128
     config.duration = "4 epochs" if arg.data.startswith("openimages") else "20 epochs"
     config.optim = {
@@ -67,11 +77,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "min_learning_rate": 1e-6,
         "weight_decay": 0.005,
         "warmup": "2 epochs",
-        "groups": {f"blocks/{last - 1}/": _DECAY**2, f"blocks/{last}/": _DECAY},
     }
     if arg.whole:
         config.optim.learning_rate = 1e-5
-        config.optim.groups = {}
+    else:
+        last = PRESETS[arg.backbone].image.layers - 1
+        config.optim.groups = {f"blocks/{last - 1}/": _DECAY**2, f"blocks/{last}/": _DECAY}
     corpus = arg.data.partition("_")[0]
     if corpus in PAPER and not arg.whole and arg.data.endswith("zsl"):
         config.paper = PAPER[corpus]

@@ -7,8 +7,9 @@ Arguments: data=coco|voc_lt|...|custom (a benchmark of docs/data.md, or a folder
 data_dir= (folder of images and annotations), backbone=RN50 (or another CLIP), seed=0.
 
 On COCO-LT and VOC-LT the run is LMPT's CoCoOp row (Table 1); for recipes see configs/_benchmark.py.
-The release takes images one by one; batches here are of 8, as every image has prompts of its own:
---config.batch_size=32 with --config.backbone.class_chunk=640 where there is memory for it.
+The release takes images one by one; batches here are of 8, as every image has prompts of its own.
+The text tower takes 640 of them at a time, whatever the number of labels and images (where there is
+memory for more: --config.backbone.class_chunk=2560 --config.batch_size=32).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from mlclip_jax.data.benchmarks import resolve
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
 
@@ -35,4 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     method = {"name": "cocoop", **_SHARED["loss_of"](arg.data)}
     config = _SHARED["benchmark"](arg, method, PAPER)
     config.batch_size = 8
+    config.backbone.class_chunk = 640
+    labels = 1000 if arg.data == "custom" else len(resolve(arg.data).space())
+    config.eval = {**config.get("eval", {}), "batch_size": min(100, max(1, 8000 // labels))}
     return config

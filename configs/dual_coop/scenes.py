@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = _SHARED["parse"](
         arg, backbone="clip-mini-rn", view="partial(0.1)", row="dual_coop", unified=False
     )
-    known = "ignore_unobserved=True" if arg.view.startswith("partial") else ""
+    known = "ignore_unobserved=True" if "partial" in arg.view else ""
     settings = ", ".join(filter(None, ("gamma_negative=2.0, gamma_positive=1.0", known)))
     method = {
         "name": arg.row,

@@ -6,8 +6,9 @@ decay 1e-4, batches of 64. "released" is what the authors' code runs: 16 random 
 5e-4, lowered to a tenth where the mAP of the test images has stood still for five epochs, 50
 epochs; ImageNet's pixel statistics; BatchNorm in training mode, so that the statistics of the
 frozen RN50 drift; the focal weight of the loss one scalar for a batch. Both squash images to 224
-pixels and mirror them. Neither has validation images: the release chooses the epoch by test mAP,
-which "best" is too, and the last epoch stands beside it.
+pixels and mirror them. Neither has validation images: the release chooses the epoch by test mAP of
+the softmax over the classes; "best" and the plateau go by that of the logits here, and the last
+epoch stands beside it. An epoch here leaves out the images that fill no whole batch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlclip_jax.errors import UserError
 from mlclip_jax.spec import parse_arg, unknown
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
@@ -54,7 +56,7 @@ def method(row: str, loss: str, variant: str, constants: str) -> dict[str, Any]:
       constants: of the distribution-balanced loss, where they are not the defaults.
 
     Raises:
-      UserError: there is no such row, loss or variant.
+      UserError: there is no such row, loss or variant, or no such row of the released variant.
     """
     for what, name, known in (
         ("row", row, ROWS),
@@ -63,9 +65,12 @@ def method(row: str, loss: str, variant: str, constants: str) -> dict[str, Any]:
     ):
         if name not in known:
             raise unknown(what, name, known)
+    if variant == "released" and row in ("margin", "embedding"):
+        raise UserError(f"row={row} is of the paper: the released variant has all components")
     settings = constants
     if loss == "r_bce_focal":  # of the distribution-balanced loss only the smoothing map
-        settings = ", ".join(part for part in constants.split(", ") if part.startswith("mu="))
+        parts = [part for part in constants.split(", ") if part.startswith("mu=")]
+        settings = ", ".join(parts + (["balance=0.5"] if variant == "released" else []))
     elif variant == "released":
         settings = ", ".join(filter(None, (constants, "variant='lmpt'")))
     found = {
@@ -123,6 +128,7 @@ def benchmark(
         }
     published = paper.get(arg.backbone, {})
     key = arg.row if arg.loss == "db" else (arg.loss if arg.row == "lmpt" else "")
-    if key in published and not arg.unified and arg.position == "end":
+    alike = (arg.unified, arg.position, arg.variant) == (False, "end", "paper")
+    if key in published and alike:
         config.paper = dict(zip(_FIGURES, published[key], strict=True))
     return config

@@ -7,7 +7,8 @@
 Arguments: backbone=ViT-B/16|RN50 (or another CLIP), row=lmpt|margin|embedding|coop (Table 3),
 loss=db|bce|mls|focal|cb|r_bce_focal|asl (Table 2), unified (one context for all labels),
 position=end|middle|front (of the class name), variant=paper|released, seed=0, data_dir= (folder of
-images and annotations). Class-aware re-sampling: --config.sampling=class_aware.
+images and annotations). Class-aware re-sampling: --config.sampling=class_aware. Without the cache:
+variant=released,backbone=RN50, whose BatchNorm moves.
 
 Published: mAP 87.88 with ViT-B/16 and 85.44 with RN50 (Table 1); rows and losses stand beside their
 own numbers, which are of ViT-B/16. mAP there is of a softmax over the classes, as `evaluate`

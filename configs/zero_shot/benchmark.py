@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from mlclip_jax.data.benchmarks import resolve
 from mlclip_jax.spec import parse_arg
 
-_SCENES = runpy.run_path(str(Path(__file__).with_name("scenes.py")))
+_SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
 
 #: LMPT, Table 1: mAP in per cent of all, head, medium and tail classes, by benchmark and backbone.
 PAPER = {
@@ -32,7 +32,6 @@ PAPER = {
     ("coco_lt", "RN50"): (56.19, 35.73, 60.52, 68.45),
     ("coco_lt", "ViT-B/16"): (60.17, 38.52, 65.06, 72.28),
 }
-FIGURES = ("mAP", "mAP/head", "mAP/medium", "mAP/tail")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -40,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = parse_arg(arg, data="coco", data_dir="", backbone="RN50", ensemble=False)
     config = ConfigDict()
     config.backbone = {"name": arg.backbone}
-    templates = _SCENES["ENSEMBLE"]
+    templates = _SHARED["ENSEMBLE"]
     config.method = {"name": "zero_shot", "templates": templates if arg.ensemble else templates[:1]}
     config.data = {"name": arg.data, "data_dir": arg.data_dir}
     config.duration = "0 steps"
@@ -48,5 +47,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.eval = {"splits": tuple(resolve(arg.data).splits)}
     published = PAPER.get((arg.data, arg.backbone))
     if published is not None:
-        config.paper = dict(zip(FIGURES, published, strict=True))
+        config.paper = dict(zip(_SHARED["FIGURES"], published, strict=True))
     return config

@@ -9,20 +9,14 @@ Test mAP over five seeds (benchmarks/results/scenes.md): clip-mini 61.1 %, clip-
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from mlclip_jax.spec import parse_arg
 
-ENSEMBLE = (
-    "a photo of a {}.",
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
+_ENSEMBLE = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))["ENSEMBLE"]
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -32,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.backbone = {"name": arg.backbone}
     config.method = {
         "name": "zero_shot",
-        "templates": ENSEMBLE if arg.ensemble else ENSEMBLE[:1],
+        "templates": _ENSEMBLE if arg.ensemble else _ENSEMBLE[:1],
     }
     config.data = {"name": "scenes"}
     config.duration = "0 steps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,19 +11,21 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip.config import ViTConfig
-from mlclip_jax.clip.transformer import LayerNorm, make_blocks
+from mlclip_jax.clip.transformer import Block, LayerNorm, make_blocks
 
 
 class ImageFeatures(NamedTuple):
     """What an image tower gives: in the joint space, not normalised.
 
     pooled [b d]; tokens [b p d], patches only, row-major, or None where nobody reads them; mask
-    bool [b p], False for tokens that only pad: captions that stand for images have it (TaI-DPT).
+    bool [b p], False for tokens that only pad: captions that stand for images have it (TaI-DPT);
+    teacher [b d], what another tower gives of the same images, to be distilled from (MKT).
     """
 
     pooled: Array
     tokens: Array | None = None
     mask: Array | None = None
+    teacher: Array | None = None
 
 
 class PatchEmbed(nnx.Module):
@@ -75,15 +78,31 @@ class VisionTransformer(nnx.Module):
 
         Without tokens the last block runs at the class token alone.
         """
-        x = self.norm_pre(self.embed(images))
-        *body, last = self.blocks
-        for block in body:
-            x = jax.checkpoint(lambda x, block=block: block(x))(x) if self.remat else block(x)
-        if tokens:
-            y = self._project(last(x))
-            return ImageFeatures(y[:, 0], y[:, 1:])
-        first = jnp.zeros((x.shape[0],), jnp.int32)
-        return ImageFeatures(self._project(last.read(x, first, causal=False)))
+        return self.upper(self.lower(images, 0), 0, tokens=tokens)
 
-    def _project(self, x: Array) -> Array:
-        return self.norm_post(x) @ self.projection[...].astype(x.dtype)
+    def lower(self, images: Array, blocks: int) -> Array:
+        """States after the first blocks: [b h w 3] normalised pixels -> [b 1+p w]."""
+        return self._run(self.norm_pre(self.embed(images)), list(self.blocks)[:blocks])
+
+    def upper(self, x: Array, first: int, *, tokens: bool) -> ImageFeatures:
+        """Features from the states that `lower` gives: the blocks from number `first` on."""
+        if tokens:
+            y = self.project(self.hidden_states(x, first))
+            return ImageFeatures(y[:, 0], y[:, 1:])
+        *body, last = list(self.blocks)[first:]
+        at = jnp.zeros((x.shape[0],), jnp.int32)
+        y = last.read(self._run(x, body), at, causal=False)
+        return ImageFeatures(self.project(self.norm_post(y)))
+
+    def hidden_states(self, x: Array, first: int) -> Array:
+        """Final states after the last norm, of those that `lower` gives: [b 1+p w] both."""
+        return self.norm_post(self._run(x, list(self.blocks)[first:]))
+
+    def project(self, x: Array) -> Array:
+        """Final states in the joint space: [... w] -> [... d]."""
+        return x @ self.projection[...].astype(x.dtype)
+
+    def _run(self, x: Array, blocks: Sequence[Block]) -> Array:
+        for block in blocks:
+            x = jax.checkpoint(lambda x, block=block: block(x))(x) if self.remat else block(x)
+        return x

@@ -77,10 +77,11 @@ class Captioned:
 
 
 class CaptionsAsImages:
-    """Examples that are captions: their text features stand where an image's would (TaI-DPT).
+    """Examples that are captions: they stand where an image's features would (TaI-DPT).
 
     Args:
-      features: "pooled" [n d], "tokens" [n t d] and "mask" bool [n t], see `CLIP.encode_captions`.
+      features: "pooled" [n d], "tokens" [n t d] and "mask" bool [n t], see `CLIP.encode_captions`;
+        or "ids" int32 [n t], which the training step encodes.
       targets: int8 [n c].
     """
 

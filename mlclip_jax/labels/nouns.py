@@ -21,7 +21,7 @@ import numpy as np
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.matching import names_of, normalised, read_aliases, singulars
-from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.space import LabelSpace, readable
 from mlclip_jax.spec import hint
 
 # Letters and digits, or one mark: no name goes across a comma. Hyphens separate as blanks do.
@@ -228,6 +228,19 @@ def report(targets: np.ndarray, space: LabelSpace) -> str:
     return "\n".join(lines)
 
 
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises unless each template has a place for the label.
+
+    Raises:
+      UserError: one has not one "{}".
+    """
+    if isinstance(templates, str):
+        raise UserError(f"templates: a list is expected, not the single text {templates!r}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f'template {template!r} must hold one "{{}}", where the label goes')
+
+
 def template_captions(
     space: LabelSpace, templates: Sequence[str], *, repeats: int = 9
 ) -> tuple[list[str], np.ndarray]:
@@ -244,12 +257,9 @@ def template_captions(
     Raises:
       UserError: a template has not one "{}".
     """
-    if isinstance(templates, str):
-        raise UserError(f"templates: a list is expected, not the single text {templates!r}")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f'template {template!r} must hold one "{{}}", where the label goes')
+    check_templates(templates)
     each = ["a photo of a {}."] * repeats + list(templates)
-    texts = [template.replace("{}", name) for name in space.prompt_names for template in each]
+    names = map(readable, space.prompt_names)
+    texts = [template.replace("{}", name) for name in names for template in each]
     one_hot = 2 * np.eye(len(space), dtype=np.int8) - np.int8(1)
     return texts, np.repeat(one_hot, len(each), axis=0)

@@ -20,6 +20,11 @@ from typing import Any
 from mlclip_jax.errors import UserError
 
 
+def readable(name: str) -> str:
+    """A label's name as text: underscores are spaces."""
+    return name.replace("_", " ")
+
+
 def _check_names(names: Sequence[str], what: str, *, unique: bool) -> tuple[str, ...]:
     """Returns `names` as a tuple; raises for an empty list, empty names and (if asked) repeats."""
     if isinstance(names, str):

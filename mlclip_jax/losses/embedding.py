@@ -61,19 +61,19 @@ def embedding_distances(captions: Array, prompts: Array) -> Array:
     return 1 - jnp.matmul(_unit(captions), _unit(prompts).T, precision="highest")
 
 
-def token_distances(captions: Array, prompts: Array, *, n_ctx: int) -> Array:
-    """`sum_t (1 - cosine)` of caption token t and prompt token t + n_ctx: [b c].
+def token_distances(captions: Array, prompts: Array, *, offset: int) -> Array:
+    """`sum_t (1 - cosine)` of caption token t and prompt token t + offset: [b c].
 
     Args:
         captions: token embeddings of the captions [b t d].
-        prompts: token embeddings of the prompts [c t d], the first `n_ctx` of which are left out.
-        n_ctx: context vectors.
+        prompts: token embeddings of the prompts [c t d], the first `offset` of which are left out.
+        offset: m of the paper; as many of the captions' last tokens are left out.
 
     Source: the release of LMPT, which compares input embeddings position by position, padding
     included. No [b c t] array is built.
     """
-    captions = _unit(captions[:, : captions.shape[1] - n_ctx])
-    prompts = _unit(prompts[:, n_ctx:])
+    captions = _unit(captions[:, : captions.shape[1] - offset])
+    prompts = _unit(prompts[:, offset:])
     return captions.shape[1] - jnp.einsum("btd,ctd->bc", captions, prompts, precision="highest")
 
 

@@ -148,6 +148,9 @@ class Method(nnx.Module):
     reads_tokens: ClassVar[bool] = False
     #: Whether label features change with the image (CoCoOp), and are [b c d].
     labels_see_images: ClassVar[bool] = False
+    #: Whether a logit depends on which labels are scored together (MKT): evaluation then scores the
+    #: labels of a task by themselves.
+    compares_labels: ClassVar[bool] = False
     #: The classes that parameters of each class belong to; None: any labels can be scored.
     own_classes: tuple[str, ...] | None = None
 
@@ -296,11 +299,13 @@ def image_features(
         method: a `Method`; for pixels, anything with `encode_images`.
         images: uint8 [b h w 3]; or "pooled" [b d] and perhaps "tokens" [b p d] as a feature cache
             stores them, int8 with "pooled_scale" [b 1] and "tokens_scale" [b p 1]; of captions
-            also "mask" bool [b p].
+            also "mask" bool [b p], or "ids" int32 [b t] alone, which are encoded here.
         progress: of training, by this name.
     """
     if not isinstance(images, dict):
         return method.encode_images(images, **progress)
+    if "ids" in images:
+        return method.clip.encode_captions(images["ids"])
 
     def restore(name: str) -> Array | None:
         values, scale = images.get(name), images.get(f"{name}_scale")

@@ -50,6 +50,7 @@ class CLIPFT(Method):
 
     Config = CLIPFTConfig
     config: CLIPFTConfig
+    compares_labels = True
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class CLIPFT(Method):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
+        if config.logit_scale is not None:
+            raise UserError("clip_ft's scores have unit length: logit_scale has no effect")
         sizes = clip.config.image
         blocks = sizes.layers if isinstance(sizes, ViTConfig) else 0
         if config.train_blocks != "all" and not 0 <= config.train_blocks <= blocks:

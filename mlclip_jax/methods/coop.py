@@ -24,7 +24,6 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
-from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
 from mlclip_jax.modules.graph import GCN, dependency_graph, pad_graph, relation
@@ -75,8 +74,6 @@ class CoOp(Method):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
-        if config.n_ctx < 1 and not config.ctx_init:
-            raise UserError("coop needs n_ctx >= 1 or words in ctx_init")
         self.context = Context(
             n_ctx=config.n_ctx,
             words=config.ctx_init,

@@ -121,7 +121,7 @@ class DualCoOp(Method):
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
         """The positive score minus the negative one: float32 [b c]."""
-        pooled, tokens, _ = image_features
+        pooled, tokens, *_ = image_features
         regions = jnp.concatenate([pooled[:, None], tokens], axis=1)
         positive, negative = normalize(label_features)
         return self.scale() * pool_regions(

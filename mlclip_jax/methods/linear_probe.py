@@ -21,6 +21,7 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, ImageFeatures
+from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress, padded_index
 from mlclip_jax.modules.heads import normalize
@@ -36,6 +37,7 @@ class LinearProbeConfig(MethodConfig):
         image features are zero-shot CLIP's logits; the bias then starts at -0.2 * scale, as CLIP's
         cosines of absent labels are far above zero.
     template: of the text features.
+    logit_scale: of the text features that W starts from.
     """
 
     normalize: bool = False
@@ -59,6 +61,10 @@ class LinearProbe(Method):
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
+        if config.start == "zero" and config.logit_scale is not None:
+            raise UserError(
+                "a linear probe that starts from zero has no cosine: logit_scale has no effect"
+            )
         kernel, bias = jnp.zeros((len(space), clip.config.embed_dim)), jnp.zeros((len(space),))
         if config.start == "text":
             texts = template_features(clip, space.prompt_names, encoder, config.template)

@@ -15,11 +15,11 @@ where its Algorithm 1 keeps the last class only; the distribution-balanced loss 
 unless `loss` says "distribution_balanced(variant='paper')" (Eqs. 8-10 as printed).
 
 `variant="released"` is the authors' code with its two crashes mended and nothing else: embeddings
-of the caption's and the prompt's input tokens, position by position and padding included; positives
-pushed away and negatives drawn in; margin 0.2, weights with gamma 2, class counts themselves (their
-softmax is 0 for most classes, which gives infinite margins and no weights); mean over classes;
-captions cut after 75 characters. The rest of the release is settings, for which see
-configs/lmpt: its loss, schedule, pixel statistics and BatchNorm in training mode.
+of the caption's and the prompt's input tokens, caption token i beside prompt token i + 2, padding
+included; positives pushed away and negatives drawn in; margin 0.2, weights with gamma 2, class
+counts themselves (their softmax is 0 for most classes, which gives infinite margins and no
+weights); mean over classes; captions cut after 75 characters. The rest of the release is settings,
+for which see configs/lmpt: its loss, schedule, pixel statistics and BatchNorm in training mode.
 
 Ours in both: float32, true lengths of names, an image without caption adds nothing to the embedding
 loss.
@@ -51,12 +51,14 @@ class LMPTConfig(CoOpConfig):
     classification_weight: lambda; 1 trains without captions.
     level: captions and prompts are compared as "sentence" features, or "token" by token; None is
         the variant's own.
+    token_offset: by tokens, m where caption token i is compared with prompt token i + m. The
+        release has a setting of its own for it, 2 in its scripts, whatever the context's length.
     class_aware_margin: margins eta / n_c^(1/4) in place of eta (Table 3; "paper" only).
     reweight: weigh classes by n_c^-gamma (Table 3; "paper" only, with class-aware margins).
     margin, gamma: eta and gamma; None is the variant's own.
-    reduction: of the embedding loss over the classes of an image, "sum" (Eq. 7 read as it stands)
-        or "mean" ("paper" only). Without weights, which add up to 1, the sum outweighs the
-        classification loss.
+    reduction: of the embedding loss over the classes of an image, "sum" (Eq. 7 read as it stands;
+        "paper" only) or "mean"; None is the variant's own. Without weights, which add up to 1, the
+        sum outweighs the classification loss.
     """
 
     loss: str = "distribution_balanced"
@@ -65,11 +67,12 @@ class LMPTConfig(CoOpConfig):
     variant: Literal["paper", "released"] = "paper"
     classification_weight: float = 0.5
     level: Literal["sentence", "token"] | None = None
+    token_offset: int = 2
     class_aware_margin: bool = True
     reweight: bool = True
     margin: float | None = None
     gamma: float | None = None
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Literal["sum", "mean"] | None = None
 
 
 class LMPT(CoOp):
@@ -99,6 +102,13 @@ class LMPT(CoOp):
                 "the released variant has both margins and weights by class: method.variant='paper'"
                 " goes without class_aware_margin or reweight"
             )
+        if config.variant == "released" and config.reduction == "sum":
+            raise UserError("the released variant is a mean over the classes: leave reduction out")
+        if not 0 <= config.token_offset < clip.config.text.context_length:
+            raise UserError(
+                f"method.token_offset is {config.token_offset} and prompts have "
+                f"{clip.config.text.context_length} tokens: fewer, and none below 0"
+            )
         if config.reweight and not config.class_aware_margin:
             raise UserError(
                 "method.reweight goes with class_aware_margin, as in Table 3: set reweight=False"
@@ -125,7 +135,7 @@ class LMPT(CoOp):
     def distances(self, batch: Batch, labels: LabelInputs, label_features: Array) -> Array:
         """D, 1 - cosine of each image's caption and each class's prompt: float32 [b c].
 
-        By tokens the sum of it over positions: caption token i against prompt token i + k.
+        By tokens the sum of it over positions: caption token i and prompt token i + `token_offset`.
         """
         if self.level == "sentence":
             return losses.embedding_distances(batch.caption_features, label_features)
@@ -138,7 +148,7 @@ class LMPT(CoOp):
             jnp.pad(x, ((0, 0), (0, length - x.shape[1]))) for x in (ids, batch.caption_tokens)
         )
         embedded = text.embed(captions), text.embed(ids, context)
-        return losses.token_distances(*embedded, n_ctx=context.shape[-2])
+        return losses.token_distances(*embedded, offset=self.config.token_offset)
 
     def embedding_loss(self, distances: Array, batch: Batch, labels: LabelInputs) -> Array:
         """The class-specific embedding loss of D [b c], over images that have a caption."""

@@ -89,6 +89,9 @@ class TaIDPT(Method):
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
         if config.train_image_encoder:
             raise UserError("tai_dpt sees no images in training: train_image_encoder has no effect")
+        if config.batch_norm != "frozen":
+            raise UserError("tai_dpt sees no images in training: batch_norm has no effect")
+        nouns.check_templates(config.templates)
 
         def context() -> Context:
             return Context(
@@ -157,7 +160,7 @@ class TaIDPT(Method):
 
     def streams(self, image_features: ImageFeatures, label_features: Array) -> list[Array]:
         """x_g and, with local prompts, x_l: float32 [b c] each."""
-        pooled, tokens, mask = image_features
+        pooled, tokens, mask, _ = image_features
         streams = [cosine_logits(pooled, label_features[0], self.scale())]
         if self.config.local:
             local, config = normalize(label_features[1]), self.config

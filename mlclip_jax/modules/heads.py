@@ -53,6 +53,22 @@ def pool_regions(
     return (weights * similarity).sum(1)
 
 
+def top_patches(tokens: Array, label_features: Array, k: int) -> Array:
+    """Mean of the k highest inner products of a label with the patches: float32 [b c].
+
+    Args:
+        tokens: patches [b p d].
+        label_features: [c d].
+        k: at most p.
+
+    Source: He et al., AAAI 2023 (MKT), Eq. 3, second term, and its released code.
+    """
+    f32 = jnp.promote_types(label_features.dtype, jnp.float32)
+    tokens, labels = tokens.astype(f32), label_features.astype(f32)
+    scores = jnp.einsum("bpd,cd->bcp", tokens, labels, precision="highest")
+    return jax.lax.top_k(scores, k)[0].mean(-1)
+
+
 def normalize_over_labels(scores: Array, mask: Array) -> Array:
     """Scores of unit length over the labels of an image: [b c] -> float32 [b c].
 

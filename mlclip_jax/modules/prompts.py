@@ -19,6 +19,7 @@ from jax import Array
 from mlclip_jax.clip import CLIP, PromptTokens
 from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.errors import UserError
+from mlclip_jax.labels.space import readable
 
 ClassPosition = Literal["end", "middle", "front"]
 
@@ -68,9 +69,16 @@ def pack(
     return PromptTokens(np.array(prefix, np.int32), ids, eot)
 
 
-def readable(name: str) -> str:
-    """A label's name as text: underscores are spaces."""
-    return name.replace("_", " ")
+def split_template(template: str) -> tuple[str, str]:
+    """What is before and after the label.
+
+    Raises:
+        UserError: the template has not exactly one "{}".
+    """
+    if template.count("{}") != 1:
+        raise UserError(f'template {template!r} needs exactly one "{{}}" where the label goes')
+    head, tail = template.split("{}")
+    return head, tail
 
 
 def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> PromptTokens:
@@ -79,9 +87,7 @@ def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> P
     Raises:
         UserError: where the template has not exactly one "{}", or a prompt is too long.
     """
-    if template.count("{}") != 1:
-        raise UserError(f'template {template!r} needs exactly one "{{}}" where the label goes')
-    head, tail = template.split("{}")
+    head, tail = split_template(template)
     if head and not head[-1].isspace():  # the name continues a word: nothing is shared
         head, prefix = "", [encoder.sot]
         texts = [template.replace("{}", readable(name)) for name in names]
@@ -138,6 +144,29 @@ def context_prompts(
     return pack([encoder.sot, *before], own, names, encoder)
 
 
+def tuned_prompts(
+    template: str, names: Sequence[str], encoder: Encoder, *, ends: bool = False
+) -> PromptTokens:
+    """A template around each name with learned vectors in the places of its words (MKT).
+
+    Ids -1..-k stand for the words before the name, then those after it; with `ends` -(k+1) stands
+    for the start of text and -(k+2) for its end.
+
+    Raises:
+        UserError: where the template has not exactly one "{}", or a prompt is too long.
+    """
+    before, after = (len(encoder.encode(part)) for part in split_template(template))
+    k = before + after
+    slots = [-(j + 1) for j in range(k)]
+    own = [[*encoder.encode(readable(name)), *slots[before:]] for name in names]
+    prompts = pack([encoder.sot, *slots[:before]], own, names, encoder)
+    if not ends:
+        return prompts
+    prefix = np.concatenate([[-(k + 1)], prompts.prefix[1:]]).astype(np.int32)
+    last = np.arange(prompts.own.shape[1]) == prompts.eot[:, None]
+    return PromptTokens(prefix, np.where(last, -(k + 2), prompts.own), prompts.eot)
+
+
 class MetaNetwork(nnx.Module):
     """Linear-ReLU-Linear from a feature to context vectors or their shift (HSPNet, CoCoOp).
 
@@ -182,7 +211,7 @@ class Context(nnx.Module):
         encoder: tokenizer for `words`.
 
     Raises:
-        UserError: `words` without any token.
+        UserError: fewer than one vector, or `words` without any token.
     """
 
     def __init__(
@@ -201,6 +230,8 @@ class Context(nnx.Module):
                 raise UserError(f"no context can start from {words!r}: it has no tokens")
             start = table[np.array(ids)]
             start = start if classes is None else jnp.repeat(start[None], classes, axis=0)
+        elif n_ctx < 1:
+            raise UserError(f"method.n_ctx is {n_ctx}: a prompt needs a vector or words (ctx_init)")
         else:
             lead = () if classes is None else (classes,)
             start = 0.02 * jax.random.normal(rngs.params(), (*lead, n_ctx, table.shape[-1]))

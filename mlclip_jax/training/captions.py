@@ -19,6 +19,8 @@ from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import Method
 
 _BATCH = 256  # captions encoded at a time
+#: Bytes of caption features that are kept; where there are more, each step encodes its captions.
+MAX_BYTES = 2 * 2**30
 
 
 def reads_no_images(method: Method) -> bool:
@@ -36,8 +38,9 @@ def with_captions(
 ) -> DataSplits:
     """`data` whose training examples carry captions as `method.captions()` asks, or are captions.
 
-    Features are computed once here, by the frozen text tower; captions longer than it takes are
-    cut. They are kept in memory: as many values as captions, positions and widths.
+    Features are computed once here, by the frozen text tower, and kept in memory; captions longer
+    than it takes are cut. Those in place of images have features at all positions, some 75 GB for
+    COCO: where they are more than `MAX_BYTES`, ids are kept and the training step encodes them.
 
     Args:
       data: of the run; its training source has `captions`.
@@ -65,8 +68,13 @@ def with_captions(
             captions, np.stack(targets), data.train_space or data.space
         )
         say(examples.report)
-        names = ("pooled", "tokens", "mask")
-        values = encode_captions(method.clip, cut([text] for text in examples.texts), names)
+        ids = cut([text] for text in examples.texts)
+        size = ids.size * method.clip.config.embed_dim * method.clip.dtype.itemsize
+        if size > MAX_BYTES:
+            say(f"their features would take {size / 2**30:.1f} GiB: encoded in every step instead")
+            values = {"ids": ids}
+        else:
+            values = encode_captions(method.clip, ids, ("pooled", "tokens", "mask"))
         return replace(data, train=CaptionsAsImages(values, examples.targets))
     tokens = found = cut(captions)
     if wanted.read == "features":

@@ -282,6 +282,13 @@ def _stage(base: Mapping[str, Any], override: Mapping[str, Any], index: int) -> 
             raise UserError(f"config key '{prefix}optim.{name}' must be above 0, not {value}")
     parse_duration(stage.duration, f"{prefix}duration")
     parse_duration(optim.warmup, f"{prefix}optim.warmup")
+    if optim.warmup_rate is not None and (
+        optim.schedule == "onecycle" or not parse_duration(optim.warmup)[0]
+    ):
+        raise UserError(
+            f"config key '{prefix}optim.warmup_rate' has no effect without '{prefix}optim.warmup' "
+            "(and 'onecycle' has a warm-up of its own)"
+        )
     if optim.schedule_duration is not None:
         parse_duration(optim.schedule_duration, f"{prefix}optim.schedule_duration")
     return stage

@@ -63,7 +63,7 @@ def test_paper_and_release_pull_opposite_ways():
 def test_token_distances_need_no_array_of_positions():
     captions = RNG.normal(size=(3, 9, 8))
     prompts = RNG.normal(size=(4, 9, 8))
-    got = losses.token_distances(jnp.asarray(captions), jnp.asarray(prompts), n_ctx=2)
+    got = losses.token_distances(jnp.asarray(captions), jnp.asarray(prompts), offset=2)
     a, b = captions[:, None, :7], prompts[None, :, 2:]
     cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     np.testing.assert_allclose(got, (1 - cosine).sum(-1), rtol=1e-5)

@@ -331,7 +331,7 @@ def test_distances_of_lmpt():
         tokens = losses.token_distances(
             jnp.asarray(LMPT["cse/caption_token_emb"], jnp.float64),
             jnp.asarray(LMPT["cse/prompt_token_emb"], jnp.float64),
-            n_ctx=int(LMPT["cse/m_ctx"]),
+            offset=int(LMPT["cse/m_ctx"]),
         )
         close(tokens, LMPT["cse/token_level_x"].sum(-1))
         released = losses.class_specific_embedding_released(

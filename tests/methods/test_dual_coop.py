@@ -106,7 +106,7 @@ def test_regions_of_a_resnet(resnet):
         pool.out.kernel[...],
         pool.out.bias[...],
     )
-    pooled, tokens, mask = jax.jit(method.encode_images)(images)
+    pooled, tokens, mask, _ = jax.jit(method.encode_images)(images)
     exact.same(jnp.concatenate([pooled[:, None], tokens], axis=1), expected)
     assert mask is None and tokens.shape[1] == clip.config.image.grid**2
 

@@ -141,7 +141,7 @@ def test_distances_of_tokens_equal_golden(golden):
     table = np.concatenate([np.ones((1, 8)), captions.reshape(-1, 8), prompts.reshape(-1, 8)])
     ids = 28 + np.arange(45).reshape(5, 9)
     tokens = PromptTokens(jnp.zeros(0, jnp.int32), jnp.asarray(ids), jnp.full(5, 8))
-    method = small(tiny(table), variant="released", margin=2.0, n_ctx=m)
+    method = small(tiny(table), variant="released", margin=2.0, n_ctx=m + 1, token_offset=m)
     batch, labels = arrays(golden, False, caption_tokens=1 + jnp.arange(27).reshape(3, 9))
     got = method.distances(batch, replace(labels, prompts=(tokens,)), None)
     exact.same(jnp.asarray(got, jnp.float64), golden["token_level_x"].sum(-1))
@@ -273,7 +273,7 @@ def test_release_compares_input_tokens(clip):
     def expected(context):
         prompts = prompt_methods.full_prompts(start, context, suffix)
         distances = jnp.stack(
-            [jnp.stack([reference.token_distance(t, p, 3) for p in prompts]) for t in embedded[:2]]
+            [jnp.stack([reference.token_distance(t, p, 2) for p in prompts]) for t in embedded[:2]]
         )
         loss = reference.embedding_loss_released(
             distances,
@@ -291,8 +291,8 @@ def test_release_compares_input_tokens(clip):
     exact.same(got.parts["classification_loss"], cross_entropy(got.logits, batch.targets))
     exact.same(got.loss, loss)
     exact.same_gradients(got.gradients, {"context/vectors": gradient})
-    # Of the context only its last vector is compared: places m.. are left, and the start is first.
-    assert gradient[:, 2].any() and not gradient[:, :2].any()
+    # Places 2.. of the prompt are compared; the start of text and the first vector are before them.
+    assert gradient[:, 1].any() and gradient[:, 2].any() and not gradient[:, 0].any()
 
 
 def test_without_captions_it_is_coop(clip):
@@ -337,6 +337,8 @@ def test_what_it_reads(fields, read, characters, counts):
         ({"variant": "released", "reweight": False}, "goes without class_aware_margin or reweight"),
         ({"variant": "release"}, "method.variant"),
         ({"level": "word"}, "method.level"),
+        ({"variant": "released", "reduction": "sum"}, "is a mean over the classes"),
+        ({"token_offset": 9}, "method.token_offset is 9 and prompts have 9 tokens"),
     ],
 )
 def test_wrong_settings_are_named(fields, message):

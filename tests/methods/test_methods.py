@@ -212,7 +212,7 @@ def test_trained_context_scores_other_labels_but_not_class_specific() -> None:
         ({"name": "coopp"}, "unknown method 'coopp'; did you mean 'coop'"),
         ({"name": "coop", "nctx": 4}, "'method.nctx': did you mean 'n_ctx'"),
         ({"name": "coop", "n_ctx": "4"}, "method.n_ctx"),
-        ({"name": "coop", "n_ctx": 0}, "n_ctx >= 1"),
+        ({"name": "coop", "n_ctx": 0}, "method.n_ctx is 0: a prompt needs a vector"),
         ({"name": "zero_shot", "templates": ()}, "at least one template"),
         ({"name": "coop", "loss": "bce"}, "unknown loss 'bce'"),
     ],

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mlclip_jax.data import registry
 from mlclip_jax.data.captions import CaptionsAsImages
 from mlclip_jax.data.pipeline import train_batches
 from mlclip_jax.errors import UserError
+from mlclip_jax.methods.base import image_features
+from mlclip_jax.training import captions
 from mlclip_jax.training.build import batch_shape, build_method, load_backbone
 from mlclip_jax.training.captions import encode_captions, reads_no_images, with_captions
 from mlclip_jax.training.config import parse_config
@@ -56,14 +59,14 @@ class Some:
 
 def test_features_are_those_of_the_text_tower(world):
     backbone, data = world
-    captions = list(data.train.captions)
-    captions[3] = ()
-    captions[5] = ("a photo of a red three.", "two")
+    texts = list(data.train.captions)
+    texts[3] = ()
+    texts[5] = ("a photo of a red three.", "two")
     told = []
     method = build(world, name="lmpt")
-    data = replace(data, train=Some(data.train, captions))
+    data = replace(data, train=Some(data.train, texts))
     found = with_captions(data, method, backbone.tokenizer, say=told.append).train
-    texts = backbone.tokenizer([" ".join(several) for several in captions])
+    texts = backbone.tokenizer([" ".join(several) for several in texts])
     expected = np.array(jax.jit(backbone.clip.encode_text)(texts))
     assert not found[3]["caption_features"].any()
     expected[3] = 0
@@ -94,8 +97,8 @@ def test_tokens_are_cut_as_the_release_cuts_them(world):
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_data_without_captions_are_an_error_unless_none_are_read(world, variant):
     backbone, data = world
-    for captions in (None, ((),) * 16):
-        without = replace(data, train=Some(data.train, captions))
+    for nothing in (None, ((),) * 16):
+        without = replace(data, train=Some(data.train, nothing))
         with pytest.raises(UserError, match=r"learns from captions.*captions_list"):
             with_captions(without, build(world, name="lmpt", variant=variant), backbone.tokenizer)
         alone = build(world, name="lmpt", classification_weight=1.0)
@@ -112,7 +115,7 @@ def test_captions_stand_for_images(world):
     batch = next(train_batches(found, 8, seed=0))
     texts = [data.train.captions[i][0] for i in batch["index"]]
     ids = backbone.tokenizer(texts)
-    pooled, tokens, mask = jax.jit(backbone.clip.encode_captions)(ids)
+    pooled, tokens, mask, _ = jax.jit(backbone.clip.encode_captions)(ids)
     length = batch["images"]["tokens"].shape[1]
     assert mask[:, length:].sum() == 0
     np.testing.assert_array_equal(batch["images"]["mask"], mask[:, :length])
@@ -122,6 +125,25 @@ def test_captions_stand_for_images(world):
     np.testing.assert_array_equal(found.class_counts(), (found.targets > 0).sum(0))
     rows, classes = found.positives()
     assert (found.targets[rows, classes] > 0).all() and len(rows) == (found.targets > 0).sum()
+
+
+def test_captions_whose_features_are_too_many_are_encoded_in_the_step(world, monkeypatch):
+    backbone, data = world
+    method, told = build(world, name="tai_dpt", templates=()), []
+    kept = next(train_batches(with_captions(data, method, backbone.tokenizer).train, 8, seed=0))
+    monkeypatch.setattr(captions, "MAX_BYTES", 1000)
+    found = with_captions(data, method, backbone.tokenizer, say=told.append).train
+    batch = next(train_batches(found, 8, seed=0))
+    assert set(batch["images"]) == {"ids"} and "encoded in every step instead" in told[-1]
+    graphdef, state = nnx.split(method)
+
+    @jax.jit
+    def features(state, images):
+        return image_features(nnx.merge(graphdef, state), images)
+
+    both = (features(state, b["images"])[:3] for b in (batch, kept))
+    for got, want in zip(*both, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
 
 
 def test_the_pooled_caption_is_its_text_feature(world):
