@@ -75,7 +75,8 @@ def run(options: argparse.Namespace) -> int:
     if options.baseline and _method_name(one) != "zero_shot":
         zero_shot = {"zero-shot": _zero_shot(one, scorer.data.space)}
         results |= scorer.score(zero_shot, options.split)
-    results |= scorer.score(methods, options.split)
+    subsets = sorted({task.classes for task in protocol.tasks} - {"all"})
+    results |= scorer.score(methods, options.split, subsets=subsets)
     validation = None
     if "validation" in scorer.data.evals and options.split != "validation":
         title = list(methods)[-1]

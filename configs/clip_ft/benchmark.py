@@ -14,8 +14,7 @@ batches of 128, 20 epochs (4 on Open Images), random crops with RandAugment. Its
 with ImageNet's statistics (--config.backbone.image_norm=imagenet) and tests on the inner 224 of 256
 pixels; here the whole of the shorter side is seen. Another CLIP than a ViT preset trains as a whole
 (backbone=RN50,whole), at 1e-5. Where only positives are known the other labels count as negative.
-Reports have both tasks from scores that have unit length over all
-labels; MKT's ZSL figures are of scores with unit length over the unseen ones alone.
+ZSL scores the unseen labels by themselves, as MKT does.
 """
 
 from __future__ import annotations

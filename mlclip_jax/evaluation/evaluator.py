@@ -8,7 +8,8 @@ statistics).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -40,6 +41,8 @@ class EvalResult:
         index: int64 `[n]`, position of each image in its source.
         label_features: float32 `[c d]`; None for a method with another form than one vector for
             each class (several sets of prompts, features that depend on the image).
+        task_scores: float32 `[n k]` by name of k classes that were scored by themselves too, by
+            methods whose logits depend on which labels are scored together.
     """
 
     metrics: dict[str, float]
@@ -48,18 +51,22 @@ class EvalResult:
     targets: np.ndarray
     index: np.ndarray
     label_features: np.ndarray | None = None
+    task_scores: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Predictor(NamedTuple):
-    """The two jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
+    """The jitted halves of prediction; `state` is a tuple of pure dicts for `nnx.merge`.
 
     encode_labels(state, labels) -> label features, None where they change with the image;
     logits(state, images uint8 `[b h w 3]` or cached features, label features, labels) -> float32
-    `[b c]`.
+    `[b c]`;
+    task_logits(..., masks bool `[c]` by name) -> those under "", and by name as they are where the
+    classes of a mask are scored by themselves, each `[b c]`.
     """
 
     encode_labels: Callable[[Sequence[Any], LabelInputs], Any]
     logits: Callable[[Sequence[Any], Array, Any, LabelInputs], Array]
+    task_logits: Callable[..., dict[str, Array]]
 
 
 def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
@@ -75,17 +82,27 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
         method = nnx.merge(graphdef, *state)
         return None if method.labels_see_images else method.encode_labels(labels)
 
-    def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
+    def task_logits(
+        state: Sequence[Any],
+        images: Array,
+        features: Any,
+        labels: LabelInputs,
+        masks: Mapping[str, Array],
+    ) -> dict[str, Array]:
         method = nnx.merge(graphdef, *state)
         seen = image_features(method, images)
         if method.labels_see_images:
             features = method.encode_labels(labels, image_features=seen)
-        return method.logits(seen, features, labels)
+        tasks = {name: replace(labels, mask=labels.mask & mask) for name, mask in masks.items()}
+        return {
+            name: method.logits(seen, features, of) for name, of in ({"": labels} | tasks).items()
+        }
 
-    if mesh is None:
-        return Predictor(jax.jit(encode_labels), jax.jit(logits))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return Predictor(jax.jit(encode_labels, out_shardings=everywhere), jax.jit(logits))
+    def logits(state: Sequence[Any], images: Array, features: Any, labels: LabelInputs) -> Array:
+        return task_logits(state, images, features, labels, {})[""]
+
+    encode = jax.jit(encode_labels, out_shardings=everywhere(mesh))
+    return Predictor(encode, jax.jit(logits), jax.jit(task_logits))
 
 
 def evaluate(
@@ -96,6 +113,7 @@ def evaluate(
     space: LabelSpace,
     *,
     mesh: Mesh | None = None,
+    tasks: Mapping[str, Sequence[int]] = MappingProxyType({}),
     assume_negative: bool | None = None,
     empty: Literal["skip", "zero"] = "skip",
 ) -> dict[str, EvalResult]:
@@ -111,6 +129,7 @@ def evaluate(
             "mask" `[b]`, of one size (a multiple of the mesh), the last one padded.
         space: the labels scored.
         mesh: spreads the images over its "data" axis.
+        tasks: classes to score by themselves too, by name.
         assume_negative, empty: conventions of the metrics, see `evaluation.metrics`.
 
     Returns:
@@ -122,20 +141,25 @@ def evaluate(
     """
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     features = {name: predictor.encode_labels(state, labels) for name, state in states.items()}
-    predictions = {name: Predictions(len(space)) for name in states}
+    classes = {"": np.arange(len(space))} | {name: np.array(of) for name, of in tasks.items()}
+    masks = {name: np.isin(np.arange(labels.num_classes), of) for name, of in classes.items()}
+    masks = jax.device_put({name: masks[name] for name in tasks}, everywhere(mesh))
+    predictions = {
+        name: {task: Predictions(len(of)) for task, of in classes.items()} for name in states
+    }
 
-    def collect(batch: Mapping[str, np.ndarray], logits: Mapping[str, Array]) -> None:
+    def collect(batch: Mapping[str, np.ndarray], logits: Mapping[str, Any]) -> None:
+        rows = {"index": batch["index"], "mask": batch["mask"]}
         for name, scores in jax.device_get(logits).items():
-            predictions[name].append(
-                scores, batch["targets"], index=batch["index"], mask=batch["mask"]
-            )
+            for task, of in classes.items():
+                predictions[name][task].append(scores[task][:, of], batch["targets"][:, of], **rows)
 
     # One batch computes while the results of the one before are fetched: never more in flight.
     waiting = None
     for batch in batches:
         images = jax.device_put(batch["images"], sharding)
         logits = {
-            name: predictor.logits(state, images, features[name], labels)
+            name: predictor.task_logits(state, images, features[name], labels, masks)
             for name, state in states.items()
         }
         if waiting is not None:
@@ -146,11 +170,17 @@ def evaluate(
     collect(*waiting)
     return {
         name: replace(
-            summarise(found, space, assume_negative=assume_negative, empty=empty),
+            summarise(found.pop(""), space, assume_negative=assume_negative, empty=empty),
             label_features=_vectors(features[name], labels, space),
+            task_scores={task: of.arrays()[0] for task, of in found.items()},
         )
         for name, found in predictions.items()
     }
+
+
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    """Whole on every device of a mesh; None: a single device."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def _vectors(features: Any, labels: LabelInputs, space: LabelSpace) -> np.ndarray | None:

@@ -158,7 +158,11 @@ def gather(
     main = list(entries.values())[-1].result
     figures = {
         name: protocol.measure(
-            entry.result.scores, entry.result.targets, space, train_counts=train_counts
+            entry.result.scores,
+            entry.result.targets,
+            space,
+            train_counts=train_counts,
+            task_scores=entry.result.task_scores,
         )
         for name, entry in entries.items()
     }

@@ -138,6 +138,7 @@ class Protocol:
         space: LabelSpace,
         *,
         train_counts: np.ndarray | None = None,
+        task_scores: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, Figure]:
         """The figures by name, without those of the k highest classes for tasks of fewer than k.
 
@@ -147,6 +148,8 @@ class Protocol:
             space: the c labels; must have the subsets of the tasks.
             train_counts: `[c]`, positives of each class in the training set, for head, medium and
                 tail.
+            task_scores: `[n k]` by the name of k classes that were scored by themselves, which
+                tasks of these classes are measured by.
 
         Raises:
             UserError: the space lacks a subset, or training counts are needed and missing.
@@ -157,7 +160,8 @@ class Protocol:
             raise ValueError(f"{targets.shape[1]} classes were scored, {space.name!r} has others")
         figures: dict[str, Figure] = {}
         for task in self.tasks:
-            view = View(scores, targets, space, task, self.scores == "softmax_over_classes")
+            own = (task_scores or {}).get(task.classes)
+            view = View(scores, targets, space, task, self.scores == "softmax_over_classes", own)
             prefix = f"{task.name}/" if task.name else ""
             for metric in self.metrics:
                 if isinstance(metric, AveragePrecision):

@@ -38,16 +38,20 @@ class View:
         space: LabelSpace,
         task: Task,
         softmax: bool,
+        own_scores: np.ndarray | None = None,
     ) -> None:
-        self.scores, self.targets, self.softmax = scores, targets, softmax
+        self.scores = scores if own_scores is None else own_scores
+        self.targets, self.softmax = targets, softmax
         self.all_classes = task.classes == "all"
         self.classes = np.arange(len(space))
         if not self.all_classes:
             self.classes = np.array(space.indices(task.classes))
+        #: Columns of the scores, which may be of these classes alone.
+        self.columns = self.classes if own_scores is None else np.arange(len(self.classes))
         self.images = np.arange(len(targets))
         if task.images == "with_positive":
             kept = [
-                (self._take(targets, self.images[rows], slice(None)) > 0).any(axis=1)
+                (_take(targets, self.images[rows], self.classes) > 0).any(axis=1)
                 for rows in ranking.blocks(*targets.shape)
             ]
             self.images = np.flatnonzero(np.concatenate([np.zeros(0, bool), *kept]))
@@ -61,33 +65,25 @@ class View:
         """(position among the classes, scores `[n w]`, targets `[n w]`) of some classes at once."""
         # Several of the blocks that average precision works on, so that all threads have some.
         for columns in ranking.blocks(len(self.classes), len(self.images) // 4):
-            scores = self._take(self.scores, self.images, columns)
+            scores = _take(self.scores, self.images, self.columns[columns])
             if self.softmax:
                 scores = self._subtract(scores, self._log_normaliser)
-            yield columns, scores, self._take(self.targets, self.images, columns)
+            yield columns, scores, _take(self.targets, self.images, self.classes[columns])
 
     def row_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(scores `[m c]`, targets `[m c]`) of some images at once."""
         for rows in ranking.blocks(len(self.images), len(self.classes)):
-            scores = self._take(self.scores, self.images[rows], slice(None))
+            scores = _take(self.scores, self.images[rows], self.columns)
             if self.softmax:
                 scores = self._subtract(scores, self._log_normaliser[rows])
-            yield scores, self._take(self.targets, self.images[rows], slice(None))
-
-    def _take(self, array: np.ndarray, images: np.ndarray, columns: slice) -> np.ndarray:
-        """A view where images and classes are a range of the array's, else a copy."""
-        classes = self.classes[columns]
-        rows, columns = _as_range(images), _as_range(classes)
-        if rows is None and columns is None:
-            return array[np.ix_(images, classes)]
-        return array[images if rows is None else rows, classes if columns is None else columns]
+            yield scores, _take(self.targets, self.images[rows], self.classes)
 
     @cached_property
     def _log_normaliser(self) -> np.ndarray:
         """float64 [n]: log of the sum over the classes of exp(logit)."""
         result = np.empty(len(self.images))
         for rows in ranking.blocks(len(self.images), len(self.classes)):
-            part = self._take(self.scores, self.images[rows], slice(None)).astype(np.float64)
+            part = _take(self.scores, self.images[rows], self.columns).astype(np.float64)
             top = part.max(axis=1, keepdims=True)
             result[rows] = top[:, 0] + np.log(np.exp(part - top).sum(axis=1))
         return result
@@ -95,6 +91,14 @@ class View:
     @staticmethod
     def _subtract(scores: np.ndarray, normaliser: np.ndarray) -> np.ndarray:
         return (scores.astype(np.float64) - normaliser[:, None]).astype(np.float32)
+
+
+def _take(array: np.ndarray, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """A view where images and classes are a range of the array's, else a copy."""
+    rows, columns = _as_range(images), _as_range(classes)
+    if rows is None and columns is None:
+        return array[np.ix_(images, classes)]
+    return array[images if rows is None else rows, classes if columns is None else columns]
 
 
 def _as_range(indices: np.ndarray) -> slice | None:

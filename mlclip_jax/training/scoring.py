@@ -42,12 +42,24 @@ class Scorer:
             space=trained.space,
         )
 
-    def score(self, methods: Mapping[str, Method], split: str) -> dict[str, EvalResult]:
+    def score(
+        self, methods: Mapping[str, Method], split: str, *, subsets: Sequence[str] = ()
+    ) -> dict[str, EvalResult]:
         """Results on a split by title, in the order of `methods`.
 
         Those that differ in their weights only share a pass over the images.
+
+        Args:
+          methods: by title.
+          split: one of those that were opened.
+          subsets: of the label space, for tasks of their labels alone: scored by themselves too
+            where a method's logits depend on which labels are scored together.
+
+        Raises:
+          UserError: the label space has no such subset.
         """
         space, mesh = self.data.space, self.mesh
+        tasks = {name: space.indices(name) for name in subsets}
         passes: dict[Any, dict[str, Any]] = {}
         for title, method in methods.items():
             graphdef, state = nnx.split(method)
@@ -67,5 +79,6 @@ class Scorer:
                 eval_batches(self.data.evals[split], self.batch_size, num_workers=workers),
                 space,
                 mesh=mesh,
+                tasks=tasks if one.compares_labels else {},
             )
         return {title: found[title] for title in methods}

@@ -121,7 +121,7 @@ def test_several_weights_are_scored_in_one_pass(method, split, data):
     predictor, labels = evaluator.predict_fn(graphdef), method.label_inputs(SPACE, Letters())
     states = {"raw": (trainable, frozen), "ema": (other, frozen)}
     both = evaluator.evaluate(predictor, states, labels, batches(data, 8), SPACE)
-    assert list(both) == ["raw", "ema"] and predictor.logits._cache_size() == 1
+    assert list(both) == ["raw", "ema"] and predictor.task_logits._cache_size() == 1
     assert np.abs(both["ema"].scores - both["raw"].scores).max() > 1e-3
     for name, state in states.items():
         alone = run(method, (graphdef, state), data)

@@ -165,6 +165,7 @@ def test_label_features_of_an_evaluation(form):
     predictor = Predictor(
         jax.jit(lambda state, labels: made),
         lambda state, images, features, labels: jnp.zeros((2, 8)),
+        lambda state, images, features, labels, masks: {"": jnp.zeros((2, 8))},
     )
     batch = {
         "images": np.zeros((2, 4, 4, 3), np.uint8),

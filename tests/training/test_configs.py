@@ -28,16 +28,16 @@ def hspnet(text):
 
 
 def dry_run(config):
-    """The only stage's plan, after its step was traced."""
+    """The last stage's plan, after the steps of all were traced."""
     config = parse_config(config)
     check_settings(config)
-    ((plan, _, (_, metrics)),) = abstract_step(config)
-    assert plan.steps >= 0 and metrics["loss"].shape == ()
+    for plan, _, (_, metrics) in abstract_step(config):
+        assert plan.steps >= 0 and metrics["loss"].shape == ()
     return plan
 
 
 #: Large towers that train, or many regions and prompts: seconds each.
-LONG = {f"{name}/benchmark.py" for name in ("clip_ft", "cocoop", "dual_coop", "fine_tune")}
+LONG = {f"{name}/benchmark.py" for name in ("clip_ft", "cocoop", "dual_coop", "fine_tune", "mkt")}
 
 
 def as_case(path):

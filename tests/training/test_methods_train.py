@@ -42,6 +42,7 @@ VARIANTS = {
         {"class_specific": False, "class_aware_margin": False, "reweight": False},
         {"classification_weight": 1.0},
     ),
+    "mkt": ({"tune": "prompt", "tune_ends": True}, {"variant": "paper", "train_blocks": "all"}),
     "tai_dpt": ({"local": False}, {"caption_labels": "images", "templates": ()}),
 }
 CASES = [
