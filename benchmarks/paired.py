@@ -46,6 +46,7 @@ class Runs:
         settings: configuration of a job; a function that can be imported.
         per_class: keep the average precision of each class on "test" too.
         cached: image features of rows that train are computed once, in a folder of the worker's.
+        run: what does a job in place of `_run`.
     """
 
     def __init__(
@@ -56,15 +57,18 @@ class Runs:
         *,
         per_class: bool = False,
         cached: bool = False,
+        run: Callable[..., tuple[Job, dict[str, Any]]] | None = None,
     ) -> None:
         self.path, self.workers, self.found = path, workers, {}
         self.settings = settings
-        self.run = functools.partial(run, settings, per_class=per_class, cached=cached)
+        self.run = functools.partial(_run, settings, per_class=per_class, cached=cached)
+        if run is not None:
+            self.run = functools.partial(run, settings)
         if path is not None and path.exists():
             self.found = json.loads(path.read_text())["runs"]
 
     def scores(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """The score of each job, as `run` gives it."""
+        """The score of each job, as `_run` gives it."""
         digests = {job: digest(self.settings(job)) for job in jobs}
         missing = [
             job for job in digests if self.found.get(str(job), {}).get("config") != digests[job]
@@ -93,7 +97,7 @@ def digest(config: Any) -> str:
     return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run(
+def _run(
     settings: Callable[[Job], Any], job: Job, *, per_class: bool = False, cached: bool = False
 ) -> tuple[Job, dict[str, Any]]:
     """A run's mAP in per cent on "validation", where it is highest, and on "test", there."""
