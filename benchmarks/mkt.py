@@ -174,8 +174,8 @@ def main() -> None:
         f"    python benchmarks/mkt.py --out {args.out}",
         "",
         "Test figures in per cent, ± standard error; differences are paired over seeds. Rates and",
-        "checkpoints are chosen by the mAP of seen labels on validation scenes. Values of lambda and",
-        f"k (Figure 5): {SWEEP_SEEDS} seeds.",
+        "checkpoints are chosen by the mAP of seen labels on validation scenes. Values of lambda",
+        f"and k (Figure 5): {SWEEP_SEEDS} seeds.",
         "",
         *table(scores, words),
     ]
