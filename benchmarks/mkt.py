@@ -6,8 +6,9 @@ ZSL: the six unseen labels, scored by themselves; GZSL: all 22. All rows train t
 of clip-mini's image tower for 256 steps of 32 images, with the labels of sixteen classes; rows with
 prompt tuning then train the prompt for half as many. Learning rates are chosen from one grid, and
 checkpoints, by the mAP of *seen* labels on validation scenes (the rates: of a seed that no table
-uses): unseen labels and test scenes choose nothing. Single streams have the rate of both. Every seed draws its own scenes, order
-and starting values; all rows see the same, so differences are paired.
+uses): unseen labels and test scenes choose nothing. Single streams have the rate of both. Every
+seed draws its own scenes, order and starting values; all rows see the same, so differences are
+paired.
 
 Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are not done again.
 """
