@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from mlclip_jax.errors import exit_code, make_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlclip_jax.data.registry import DataSplits
     from mlclip_jax.evaluation.evaluator import EvalResult
     from mlclip_jax.evaluation.protocol import Protocol
@@ -49,6 +51,11 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         help="score zero-shot CLIP on the same images too",
     )  # fmt: skip
     parser.add_argument("--protocol", help="which figures (default: those of the dataset)")
+    parser.add_argument(
+        "--word_vectors", type=Path, metavar="FILE",
+        help="file of word vectors (GloVe's text form) to compare label features with, where the "
+        "labels have groups",
+    )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--output", type=Path, help="folder (default: WORKDIR/report/SPLIT)")
     return parser.parse_args(args)
@@ -56,6 +63,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print and write; the exit code."""
+    from mlclip_jax.labels.word_vectors import read_word_vectors
     from mlclip_jax.training.loop import use_compilation_cache
     from mlclip_jax.training.scoring import Scorer
 
@@ -66,6 +74,10 @@ def run(options: argparse.Namespace) -> int:
     selecting = ("validation",) if "validation" in one.config.eval.splits else ()
     scorer = Scorer(one, (options.split, *selecting), options.batch_size)
     protocol = _protocol(options.protocol or scorer.data.protocol)
+    vectors = {}
+    if options.word_vectors is not None:
+        names = scorer.data.space.prompt_names
+        vectors = {"word vectors": read_word_vectors(options.word_vectors, names)}
     folder = options.output or options.workdir / "report" / options.split
     make_folder(folder)  # now rather than after minutes of scoring
 
@@ -82,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         title = list(methods)[-1]
         validation = scorer.score({title: methods[title]}, "validation")[title]
 
-    _write(options, folder, scorer.data, protocol, trained, results, validation)
+    _write(options, folder, scorer.data, protocol, trained, results, validation, vectors)
     return 0
 
 
@@ -156,6 +168,7 @@ def _write(
     trained: Mapping[str, Trained],
     results: Mapping[str, EvalResult],
     validation: EvalResult | None,
+    vectors: Mapping[str, np.ndarray],
 ) -> None:
     """The report, and the tables on the terminal."""
     from mlclip_jax.evaluation import report
@@ -192,6 +205,7 @@ def _write(
         train_counts=data.train_counts(),
         history=read_rows(options.workdir / METRICS_FILE),
         image=lambda index: source[index]["image"],
+        vectors=vectors,
     )
     page = report.write_report(folder, found)
     print(report.plain(report.headline(found)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import EvalResult
-from mlclip_jax.evaluation.label_features import Compactness, compactness
+from mlclip_jax.evaluation.label_features import RETRIEVED, Compactness, compactness
 from mlclip_jax.evaluation.metrics import (
     best_f1_threshold,
     best_f1_thresholds,
@@ -30,7 +31,8 @@ AP_CONVENTION = (
 COMPACTNESS_CONVENTION = (
     "mean cosine of the label features of a group with each other (within; none for a single "
     "label) and with those of all other groups (between); silhouette: mean over all labels, with "
-    "the distance 1 - cosine, 0 for a single label"
+    "the distance 1 - cosine, 0 for a single label; retrieval: share of the three labels "
+    "nearest to each that are of its group"
 )
 
 
@@ -70,6 +72,7 @@ class Findings:
         chosen_on: the split on which the thresholds were chosen.
         history: rows of the run's metrics.jsonl.
         image: uint8 `[h w 3]` of an index of the results.
+        vectors: `[c d]` by title, label features of no method (word vectors), compared with those.
     """
 
     title: str
@@ -87,6 +90,7 @@ class Findings:
     chosen_on: str
     history: Sequence[Mapping[str, Any]]
     image: Callable[[int], np.ndarray] | None
+    vectors: Mapping[str, np.ndarray]
 
     @property
     def main(self) -> Entry:
@@ -125,11 +129,13 @@ class Findings:
         taxonomy = self.space.taxonomy
         if taxonomy is None or len(taxonomy) < 2:
             return {}
-        return {
-            title: compactness(entry.result.label_features, taxonomy)
-            for title, entry in self.entries.items()
-            if entry.result.label_features is not None
-        }
+        return {title: compactness(of, taxonomy) for title, of in self.label_features.items()}
+
+    @property
+    def label_features(self) -> dict[str, np.ndarray]:
+        """`[c d]` by title: of methods that have one vector for each label, then of none."""
+        own = {title: entry.result.label_features for title, entry in self.entries.items()}
+        return {title: of for title, of in own.items() if of is not None} | dict(self.vectors)
 
 
 def gather(
@@ -145,6 +151,7 @@ def gather(
     train_counts: np.ndarray | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     image: Callable[[int], np.ndarray] | None = None,
+    vectors: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Findings:
     """Measure and gather; see `Findings` for the arguments.
 
@@ -190,6 +197,7 @@ def gather(
         chosen_on=split if validation is None else "validation",
         history=history,
         image=image,
+        vectors=vectors,
     )
 
 
@@ -207,9 +215,11 @@ def as_json(found: Findings) -> dict[str, Any]:
             "per_class_ap": [_number(value) for value in entry.result.per_class_ap],
         }
     compact = found.compactness()
+    vectors = {title: {} for title in found.vectors if title in compact}
     for title, one in compact.items():
-        results[title]["group_compactness"] = {
+        (results | vectors)[title]["group_compactness"] = {
             "silhouette": _number(one.silhouette),
+            f"top-{RETRIEVED} retrieval": _number(one.retrieval),
             "groups": {
                 name: {
                     "within": _number(one.within[g]),
@@ -233,6 +243,7 @@ def as_json(found: Findings) -> dict[str, Any]:
         | ({"group_compactness": COMPACTNESS_CONVENTION} if compact else {}),
         "paper": found.paper,
         "results": results,
+        "label_vectors": vectors,
         "groups": {
             name: {
                 "num_classes": len(part),

@@ -9,6 +9,7 @@ import numpy as np
 from mlclip_jax.labels.space import Taxonomy
 
 TSNE_FROM = 8  # labels; of fewer, t-SNE's neighbourhoods mean nothing
+RETRIEVED = 3  # labels that are retrieved for each, as in MKT's Figure 3
 _SAME = 1e-6  # features whose directions differ by less are one point
 
 
@@ -19,11 +20,13 @@ class Compactness(NamedTuple):
         within: float64 `[g]`, mean cosine over the pairs of labels of a group; NaN for one label.
         between: float64 `[g]`, mean cosine of a group's labels with the labels of all other groups.
         silhouette: mean over all labels, with the distance 1 - cosine; NaN: all groups are single.
+        retrieval: see `retrieval_accuracy`.
     """
 
     within: np.ndarray
     between: np.ndarray
     silhouette: float
+    retrieval: float
 
     @property
     def difference(self) -> np.ndarray:
@@ -66,7 +69,30 @@ def compactness(features: np.ndarray, taxonomy: Taxonomy) -> Compactness:
     scores = (nearest - own) / np.maximum(np.maximum(own, nearest), 1e-9)
     single = number[group] == 1
     silhouette = np.nan if single.all() else float(np.where(single, 0.0, scores).mean())
-    return Compactness(within, between, silhouette)
+    return Compactness(within, between, silhouette, retrieval_accuracy(features, taxonomy))
+
+
+def retrieval_accuracy(features: np.ndarray, taxonomy: Taxonomy, k: int = RETRIEVED) -> float:
+    """Share of the k labels nearest to each label, itself left out, that are of its group.
+
+    Nearest by cosine; of equal ones the first. Of a group of n labels n - 1 can be right at most.
+
+    Args:
+        features: `[c d]`, of any length; c > k.
+        taxonomy: of the c labels.
+
+    Returns:
+        NaN for k labels or fewer.
+
+    Source: He et al., AAAI 2023 (MKT), Figure 3, "overall Top-3 accuracy".
+    """
+    unit, group = _unit(features), np.asarray(taxonomy.group_of)
+    if len(unit) <= k:
+        return float("nan")
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return float((group[nearest] == group[:, None]).mean())
 
 
 def perplexity(labels: int) -> float:

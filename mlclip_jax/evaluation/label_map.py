@@ -10,6 +10,7 @@ import numpy as np
 from mlclip_jax.evaluation import charts
 from mlclip_jax.evaluation.findings import COMPACTNESS_CONVENTION, Findings
 from mlclip_jax.evaluation.label_features import (
+    RETRIEVED,
     TSNE_FROM,
     Compactness,
     perplexity,
@@ -44,10 +45,11 @@ def label_features(found: Findings) -> str:
         return ""
     taxonomy, count = found.space.taxonomy, len(found.space)
     # The baseline and the column that matters come first, side by side.
-    titles = [title for title in dict.fromkeys([*found.shown, *found.entries]) if title in compact]
+    titles = [title for title in dict.fromkeys([*found.shown, *compact]) if title in compact]
+    features = found.label_features
     places: dict[str, np.ndarray] = {}
     for title in titles:
-        place = project(found.entries[title].result.label_features)
+        place = project(features[title])
         places[title] = turn(place, places[titles[0]]) if places else place
     size = 3.2 if count <= _MANY else 2.0
     # One scale for both axes of all pictures, as large as fits a square.
@@ -59,6 +61,8 @@ def label_features(found: Findings) -> str:
         centre = (place.min(axis=0) + place.max(axis=0)) / 2
         points = middle + (place - centre) * zoom
         silhouette = f"silhouette {_figure(compact[title].silhouette)}"
+        if np.isfinite(compact[title].retrieval):
+            silhouette += f", top-{RETRIEVED} retrieval {100 * compact[title].retrieval:.1f} %"
         picture = charts.svg(
             2 * middle[1],
             _dots(points, found.space.names, taxonomy)
@@ -97,7 +101,8 @@ def label_features(found: Findings) -> str:
 
 def _compactness(found: Findings, compact: dict[str, Compactness]) -> str:
     """Lines from the cosine with other groups to the cosine within, by group."""
-    styles = {i: title for i, title in enumerate(found.entries) if title in compact}
+    titles = [*found.entries, *found.vectors]
+    styles = {i: title for i, title in enumerate(titles) if title in compact}
     cosines = np.concatenate([c for one in compact.values() for c in (one.within, one.between)])
     x_range = charts.value_range([cosines])
     names, made = found.space.taxonomy.group_names, []

@@ -17,7 +17,13 @@ from test_report import ODD, findings, parse
 from mlclip_jax.evaluation import charts, label_map, page
 from mlclip_jax.evaluation.evaluator import Predictor, evaluate
 from mlclip_jax.evaluation.findings import as_json
-from mlclip_jax.evaluation.label_features import compactness, perplexity, project, turn
+from mlclip_jax.evaluation.label_features import (
+    compactness,
+    perplexity,
+    project,
+    retrieval_accuracy,
+    turn,
+)
 from mlclip_jax.labels.catalog import coco, scenes
 from mlclip_jax.labels.space import LabelSpace, Taxonomy
 from mlclip_jax.methods.base import LabelInputs, padded_index
@@ -81,6 +87,19 @@ def test_compactness_by_hand():
     np.testing.assert_allclose(found.between, [-0.5, -0.5], atol=1e-15)
     # Distances: own 1, 1, 0, 0; other group 2, 1, 1.5, 1.5.
     assert found.silhouette == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+
+
+def test_retrieval_is_the_share_of_near_labels_of_the_group():
+    features, group = clustered(GROUPED, 2.0).astype(np.float64), GROUPED.group_of
+    right = 0
+    for i in range(7):
+        others = sorted((-cosine(features[i], features[j]), j) for j in range(7) if j != i)
+        right += sum(group[j] == group[i] for _, j in others[:2])
+    assert retrieval_accuracy(features, GROUPED, 2) == pytest.approx(right / 14)
+    assert 0 < right < 14
+    near = clustered(GROUPED, 1e-3)  # groups of 3, 3 and 1: two of three for six labels
+    assert compactness(near, GROUPED).retrieval == pytest.approx(6 * 2 / 21)
+    assert math.isnan(retrieval_accuracy(features[:3], Taxonomy(("a", "b"), (0, 1, 1))))
 
 
 def test_compactness_of_odd_features():
@@ -192,6 +211,16 @@ def test_numbers_of_a_report():
     expected = found.compactness()["zero-shot"]
     shown = columns[0]["group_compactness"]
     assert shown["silhouette"] == expected.silhouette
+    assert shown["top-3 retrieval"] == expected.retrieval
+    # Word vectors are compared too, and are no column of the figures.
+    vectors = {"word vectors": clustered(scenes().taxonomy, 0.1)}
+    both = replace(found, vectors=vectors)
+    of_words = as_json(both)["label_vectors"]["word vectors"]["group_compactness"]
+    assert (
+        of_words["top-3 retrieval"] == compactness(*vectors.values(), scenes().taxonomy).retrieval
+    )
+    assert list(as_json(both)["results"]) == list(numbers["results"])
+    assert "word vectors" in section(page.render(both))
     assert list(shown["groups"]) == ["digit", "shape", "colour"]
     for g, figures in enumerate(shown["groups"].values()):
         assert figures["within"] - figures["between"] == pytest.approx(figures["difference"])
