@@ -13,13 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlclip_jax.errors import exit_code, make_folder
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mlclip_jax.data.registry import DataSplits
     from mlclip_jax.evaluation.evaluator import EvalResult
     from mlclip_jax.evaluation.protocol import Protocol
@@ -94,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
         title = list(methods)[-1]
         validation = scorer.score({title: methods[title]}, "validation")[title]
 
-    _write(options, folder, scorer.data, protocol, trained, results, validation, vectors)
+    extra = {"vectors": vectors, "streams": scorer.streams(one.method, options.split)}
+    _write(options, folder, scorer.data, protocol, trained, results, validation, extra)
     return 0
 
 
@@ -168,7 +167,7 @@ def _write(
     trained: Mapping[str, Trained],
     results: Mapping[str, EvalResult],
     validation: EvalResult | None,
-    vectors: Mapping[str, np.ndarray],
+    extra: Mapping[str, Any],
 ) -> None:
     """The report, and the tables on the terminal."""
     from mlclip_jax.evaluation import report
@@ -205,7 +204,7 @@ def _write(
         train_counts=data.train_counts(),
         history=read_rows(options.workdir / METRICS_FILE),
         image=lambda index: source[index]["image"],
-        vectors=vectors,
+        **extra,
     )
     page = report.write_report(folder, found)
     print(report.plain(report.headline(found)))

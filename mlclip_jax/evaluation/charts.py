@@ -197,12 +197,23 @@ def value_range(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def histogram(
-    negatives: str, positives: str, x_range: tuple[float, float], cut: float, *, title: str
+    negatives: str,
+    positives: str,
+    x_range: tuple[float, float],
+    cut: float | None,
+    *,
+    title: str,
 ) -> str:
-    """Two histograms over each other (path data) and a line at the threshold `cut`."""
+    """Two histograms over each other (path data) and a line at the threshold `cut`.
+
+    The one with a threshold is the one that the page's script redraws for a class.
+    """
+    names = ("", "") if cut is None else (' id="negatives"', ' id="positives"')
     body = [axes(x_range, None, "logit", "share of images, highest bin = top")]
-    body.append(f'<path class="area negative" id="negatives" d="{negatives}"/>')
-    body.append(f'<path class="area positive" id="positives" d="{positives}"/>')
+    body.append(f'<path class="area negative"{names[0]} d="{negatives}"/>')
+    body.append(f'<path class="area positive"{names[1]} d="{positives}"/>')
+    if cut is None:
+        return svg(_HEIGHT, "".join(body), title)
     inside = x_range[0] <= cut <= x_range[1]
     at = float(scale(cut, *x_range, LEFT, RIGHT)) if inside else LEFT
     hidden = "" if inside else " hidden"

@@ -21,6 +21,7 @@ from mlclip_jax.evaluation.metrics import (
 )
 from mlclip_jax.evaluation.protocol import Figure, Protocol
 from mlclip_jax.evaluation.ranking import mean_average_precision
+from mlclip_jax.evaluation.streams import Streams
 from mlclip_jax.evaluation.views import class_sets
 from mlclip_jax.labels.space import LabelSpace
 
@@ -73,6 +74,7 @@ class Findings:
         history: rows of the run's metrics.jsonl.
         image: uint8 `[h w 3]` of an index of the results.
         vectors: `[c d]` by title, label features of no method (word vectors), compared with those.
+        streams: of which the logits of the last column are put together; None: of one piece.
     """
 
     title: str
@@ -91,6 +93,7 @@ class Findings:
     history: Sequence[Mapping[str, Any]]
     image: Callable[[int], np.ndarray] | None
     vectors: Mapping[str, np.ndarray]
+    streams: Streams | None
 
     @property
     def main(self) -> Entry:
@@ -152,6 +155,7 @@ def gather(
     history: Sequence[Mapping[str, Any]] = (),
     image: Callable[[int], np.ndarray] | None = None,
     vectors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    streams: Streams | None = None,
 ) -> Findings:
     """Measure and gather; see `Findings` for the arguments.
 
@@ -198,6 +202,7 @@ def gather(
         history=history,
         image=image,
         vectors=vectors,
+        streams=streams,
     )
 
 

@@ -15,6 +15,7 @@ from mlclip_jax.evaluation import charts, curves
 from mlclip_jax.evaluation.findings import AP_CONVENTION, Entry, Findings
 from mlclip_jax.evaluation.gallery import examples, mistakes
 from mlclip_jax.evaluation.label_map import label_features
+from mlclip_jax.evaluation.streams import distributions
 
 _MOST_PICKED = 1000  # classes whose curves can be picked
 _MOST_BARS = 120  # of more classes, the best and the worst halves
@@ -27,6 +28,7 @@ def render(found: Findings) -> str:
         ("figures", "Figures", _headline(found)),
         ("groups", "Groups of classes", _groups(found)),
         ("curves", "Precision, recall and scores", _curves(found)),
+        ("streams", "Scores by stream", distributions(found.streams)),
         ("bars", "Average precision by class", _bars(found)),
         ("labels", "Label features", label_features(found)),
         ("training", "Training", _training(found)),

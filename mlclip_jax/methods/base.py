@@ -235,6 +235,12 @@ class Method(nnx.Module):
         """float32 [b c]; padded classes are columns like others, masked by who reads them."""
         return cosine_logits(image_features.pooled, label_features, self.scale())
 
+    def streams(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> dict[str, Array]:
+        """What the logits are put together from, by name, float32 [b c] each; {}: of one piece."""
+        return {}
+
     def loss(
         self,
         logits: Array,

@@ -237,14 +237,22 @@ class MKT(Method):
             found["global"] = jnp.einsum("bd,cd->bc", v, z, precision=jax.lax.Precision.HIGHEST)
         return found
 
+    def streams(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> dict[str, Array]:
+        """Both streams as they are joined (Figure 4): float32 [b c] each."""
+        streams = self.scores(image_features, label_features)
+        if self.own("score") == "sum":
+            return streams
+        return {name: normalize_over_labels(x, labels.mask) for name, x in streams.items()}
+
     def logits(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
         """Eq. 3: float32 [b c]."""
-        streams = list(self.scores(image_features, label_features).values())
-        if self.own("score") == "sum":
-            return sum(streams)
-        return sum(normalize_over_labels(x, labels.mask) for x in streams) / len(streams)
+        streams = self.streams(image_features, label_features, labels)
+        total = sum(streams.values())
+        return total if self.own("score") == "sum" else total / len(streams)
 
     def loss(
         self,

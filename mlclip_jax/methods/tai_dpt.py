@@ -158,23 +158,25 @@ class TaIDPT(Method):
         contexts = [self.global_context()] + ([self.local_context()] if self.config.local else [])
         return jnp.stack([self.clip.encode_prompts(labels.prompts[0], v) for v in contexts])
 
-    def streams(self, image_features: ImageFeatures, label_features: Array) -> list[Array]:
+    def streams(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> dict[str, Array]:
         """x_g and, with local prompts, x_l: float32 [b c] each."""
         pooled, tokens, mask, _ = image_features
-        streams = [cosine_logits(pooled, label_features[0], self.scale())]
+        streams = {"global": cosine_logits(pooled, label_features[0], self.scale())}
         if self.config.local:
             local, config = normalize(label_features[1]), self.config
             sharpness = config.image_sharpness if mask is None else config.text_sharpness
             pooled = pool_regions(tokens, local, local, sharpness=sharpness, mask=mask)
-            streams.append(self.scale() * pooled)
+            streams["local"] = self.scale() * pooled
         return streams
 
     def logits(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
         """The mean of global and local logits: float32 [b c]."""
-        streams = self.streams(image_features, label_features)
-        return sum(streams) / len(streams)
+        streams = self.streams(image_features, label_features, labels)
+        return sum(streams.values()) / len(streams)
 
     def loss(
         self,
@@ -187,5 +189,5 @@ class TaIDPT(Method):
         label_features: Any = None,
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of each stream by itself, added up."""
-        streams = self.streams(image_features, label_features)
+        streams = self.streams(image_features, label_features, labels).values()
         return sum(super(TaIDPT, self).loss(x, batch, labels, progress)[0] for x in streams), {}

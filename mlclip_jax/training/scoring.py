@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 from mlclip_jax.data import registry
 from mlclip_jax.data.pipeline import eval_batches
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import EvalResult, Predictor, evaluate, predict_fn
-from mlclip_jax.methods.base import Method
+from mlclip_jax.evaluation.streams import Streams
+from mlclip_jax.methods.base import Method, image_features
 from mlclip_jax.training.build import Trained
 from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
 
@@ -82,3 +86,36 @@ class Scorer:
                 tasks=tasks if one.compares_labels else {},
             )
         return {title: found[title] for title in methods}
+
+    def streams(self, method: Method, split: str, images: int = 500) -> Streams | None:
+        """What the logits of a split's first images are put together from; None: of one piece.
+
+        Args:
+          method: with its weights.
+          split: one of those that were opened.
+          images: at most so many.
+        """
+        graphdef, state = nnx.split(method)
+        labels = method.label_inputs(self.data.space, self.tokenizer)
+
+        @jax.jit
+        def run(state: Any, labels: Any, pixels: jax.Array) -> dict[str, jax.Array]:
+            method = nnx.merge(graphdef, state)
+            if method.labels_see_images:
+                return {}
+            seen = image_features(method, pixels)
+            return method.streams(seen, method.encode_labels(labels), labels)
+
+        scores: dict[str, list[np.ndarray]] = {}
+        targets = []
+        batches = eval_batches(self.data.evals[split], self.batch_size)
+        for batch in islice(batches, -(-images // self.batch_size)):
+            found = jax.device_get(run(state, labels, batch["images"]))
+            if not found:
+                return None
+            mask, c = batch["mask"], len(self.data.space)
+            for name, values in found.items():
+                scores.setdefault(name, []).append(values[mask][:, :c])
+            targets.append(batch["targets"][mask])
+        joined = {name: np.concatenate(values) for name, values in scores.items()}
+        return Streams(joined, np.concatenate(targets))

@@ -93,12 +93,14 @@ def test_streams_of_images(clip, world):
     method, _, batch, captions = world
     texts, images = captions.label_features, ImageFeatures(*list(batch.images.values())[:2])
     expected = reference.tai_scores(*images[:2], np.ones((3, 9), bool), *texts, kappa=40)
-    for got, stream in zip(method.streams(images, texts), expected, strict=True):
+    streams = method.streams(images, texts, None)
+    assert list(streams) == ["global", "local"]
+    for got, stream in zip(streams.values(), expected, strict=True):
         exact.same(got, stream)
     exact.same(method.logits(images, texts, None), reference.tai_merged(*expected))
     nus = exact.make({"name": "tai_dpt", "n_ctx": M, "image_sharpness": 4.0}, clip)
     expected = reference.tai_scores(*images[:2], np.ones((3, 9), bool), *texts, kappa=4)
-    exact.same(nus.streams(images, texts)[1], expected[1])
+    exact.same(nus.streams(images, texts, None)["local"], expected[1])
 
 
 def test_features_of_captions(clip):
