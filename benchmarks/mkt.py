@@ -47,7 +47,7 @@ ALIKE = {"local": "both streams", "global": "both streams"}
 SWEEPS = {
     "+ distillation": {
         f"lambda {value:g}": f"{MKT}distillation distillation_weight={value}"
-        for value in (0.1, 10.0, 100.0)
+        for value in (0.1, 0.3, 3.0)
     },
     "both streams": {f"k {k}": f"{MKT}neither top_k={k}" for k in (1, 6, 64)},
 }
@@ -66,8 +66,7 @@ def settings(job: Job) -> Any:
     arguments, *changes = job.arguments.split(" ")
     config = load_config(str(CONFIGS / arguments))
     config.seed = config.data.seed = job.seed
-    config.eval.metric = "mAP/seen"
-    config.eval.splits = ("validation",)
+    config.eval = {"metric": "mAP/seen", "splits": ("validation",)}
     if job.rate is None:
         return config
     config.optim.learning_rate = job.rate
