@@ -81,7 +81,8 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         description="Tag images with a trained method (--workdir), a classifier made of one "
         "(--classifier) or zero-shot (--clip and --labels). Writes a JSON object a line for each "
         "image, in order.",
-        epilog="Scores of a trained method are sigmoids, each label for itself. Zero-shot scores "
+        epilog="Scores of a trained method are sigmoids, each label for itself; those of MKT and "
+        "CLIP-FT compare the labels that are given, and rank them. Zero-shot scores "
         "are shares of a softmax over the given labels: they rank, and add up to 1; 'cosine' is "
         "the similarity itself.",
     )

@@ -13,6 +13,9 @@ What a score means depends on where it comes from, and `Tagger.score_kind` says 
   add up to 1 however few of the labels it shows. A sigmoid would be worse, as CLIP's scaled cosines
   are far above zero for absent labels too. "cosine" beside it is the bare cosine similarity,
   comparable between images; about 0.2 to 0.3 for present labels with the published CLIPs.
+- "relative", for methods whose scores depend on which labels are scored together (MKT, CLIP-FT):
+  the score itself, between -1 and 1 where scores have unit length over the labels. It ranks the
+  labels of an image; a threshold means something for these labels alone.
 """
 
 from __future__ import annotations
@@ -75,7 +78,9 @@ class Tagger:
         self.space = space
         self.preprocess = preprocess
         self.batch_size = batch_size
-        self.score_kind: Literal["sigmoid", "softmax"] = "sigmoid"
+        self.score_kind: Literal["sigmoid", "softmax", "relative"] = "sigmoid"
+        if isinstance(method, Method) and method.compares_labels:
+            self.score_kind = "relative"
         if isinstance(method, ZeroShot) or (isinstance(method, Classifier) and method.zero_shot):
             self.score_kind, self._scale = "softmax", float(method.scale())
         graphdef, state = nnx.split(method)
@@ -195,7 +200,7 @@ class Tagger:
         Images are decoded by `workers` threads while the device scores the batch before; memory
         is bounded whatever the number of images.
         """
-        _check_choice(top_k, threshold)
+        _check_choice(top_k, threshold, lowest=-1 if self.score_kind == "relative" else 0)
         waiting: tuple[list[tuple[T, np.ndarray | UserError]], Any] | None = None
         for chunk in _chunks(self._decoded(images, workers), self.batch_size):
             logits = self._logits([pixels for _, pixels in chunk if _readable(pixels)])
@@ -266,6 +271,8 @@ class Tagger:
         order = np.argsort(-logits, kind="stable")[:top_k]
         if self.score_kind == "sigmoid":
             scores = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
+        elif self.score_kind == "relative":
+            scores = logits
         else:
             shares = np.exp(logits - logits.max())
             scores = shares / shares.sum()
@@ -289,11 +296,13 @@ def _readable(pixels: np.ndarray | UserError) -> bool:
     return not isinstance(pixels, UserError)
 
 
-def _check_choice(top_k: int | None, threshold: float | None) -> None:
+def _check_choice(top_k: int | None, threshold: float | None, *, lowest: int) -> None:
     if top_k is not None and top_k < 1:
         raise UserError(f"top_k must be at least 1, not {top_k}")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"the threshold is compared with scores between 0 and 1; got {threshold}")
+    if threshold is not None and not lowest <= threshold <= 1:
+        raise UserError(
+            f"the threshold is compared with scores between {lowest} and 1; got {threshold}"
+        )
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -74,6 +74,8 @@ def test_any_labels_are_tagged_without_training(whole):
     (tags,) = tagger.tag([image])
     assert {tag["label"] for tag in tags} == {"a red seven", "sunset", "dog"}
     logits = tagger.logits([image])
+    assert tagger.score_kind == "relative"
+    np.testing.assert_allclose([tag["score"] for tag in tags], sorted(logits[0])[::-1], atol=1e-6)
     assert logits.shape == (1, 3) and np.isfinite(logits).all()
     assert (jax.numpy.linalg.norm(logits) <= 1.0001).all()  # the mean of two of unit length
 
