@@ -94,5 +94,7 @@ def violating_pairs(x: Array, positive: Array, negative: Array, *, margin: float
     below = jax.lax.cummax(jnp.where(first, positives, 0), axis=1)
     counts = jnp.where(positive, negatives[:, -1:] - up_to, jnp.where(negative, below, 0))
 
-    rows = jnp.arange(x.shape[0])[:, None]
-    return jnp.zeros(x.shape, jnp.int32).at[rows, order].set(counts, unique_indices=True)
+    def put_back(order: Array, counts: Array) -> Array:
+        return jnp.zeros_like(counts).at[order].set(counts, unique_indices=True)
+
+    return jax.vmap(put_back)(order, counts)  # image by image, so that devices share them

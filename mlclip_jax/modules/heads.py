@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -65,8 +67,59 @@ def top_patches(tokens: Array, label_features: Array, k: int) -> Array:
     """
     f32 = jnp.promote_types(label_features.dtype, jnp.float32)
     tokens, labels = tokens.astype(f32), label_features.astype(f32)
-    scores = jnp.einsum("bpd,cd->bcp", tokens, labels, precision="highest")
-    return jax.lax.top_k(scores, k)[0].mean(-1)
+    return top_mean(jnp.einsum("bpd,cd->bcp", tokens, labels, precision="highest"), k)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def top_mean(x: Array, k: int) -> Array:
+    """Mean of the k highest values along the last axis: float [... p] -> [...].
+
+    Without sorting: devices that share the other axes share the work, where a top-k operation
+    would gather everything on each. The gradient of values that tie at the limit is shared.
+
+    Args:
+        x: float32 or float64.
+        k: between 1 and p.
+    """
+    return _top_mean(x, k)[0]
+
+
+def _top_mean(x: Array, k: int) -> tuple[Array, tuple[Array, Array]]:
+    limit = _kth_highest(x, k)
+    above = ~(x <= limit[..., None])  # NaN too, which is not to be lost
+    rest = (k - above.sum(-1)) * limit
+    return (jnp.where(above, x, 0).sum(-1) + rest) / k, (x, limit)
+
+
+def _top_mean_gradient(k: int, kept: tuple[Array, Array], upstream: Array) -> tuple[Array]:
+    x, limit = kept
+    above, at = x > limit[..., None], x == limit[..., None]
+    share = (k - above.sum(-1, keepdims=True)) / at.sum(-1, keepdims=True)
+    weights = jnp.where(above, 1, jnp.where(at, share, 0)).astype(x.dtype)
+    return (upstream[..., None] * weights / k,)
+
+
+top_mean.defvjp(_top_mean, _top_mean_gradient)
+
+
+def _kth_highest(x: Array, k: int) -> Array:
+    """The k-th highest value along the last axis, bit by bit from the highest: [... p] -> [...].
+
+    Integers of the same bits, the lower ones of negative numbers turned, are ordered as floats are.
+    """
+    ints = {4: jnp.int32, 8: jnp.int64}[x.dtype.itemsize]
+    low, high = jnp.iinfo(ints).min, jnp.iinfo(ints).max
+    bits = jax.lax.bitcast_convert_type(x, ints)
+    keys = jnp.where(bits < 0, bits ^ high, bits)
+
+    def narrow(i: Array, found: Array) -> Array:
+        """`found` with the next bit set, if still k keys are no lower."""
+        more = found + (jnp.ones((), ints) << (8 * x.dtype.itemsize - 2 - i).astype(ints))
+        return jnp.where((keys >= more[..., None]).sum(-1) >= k, more, found)
+
+    found = jnp.where((keys >= 0).sum(-1) >= k, jnp.zeros((), ints), jnp.asarray(low, ints))
+    found = jax.lax.fori_loop(0, 8 * x.dtype.itemsize - 1, narrow, found)
+    return jax.lax.bitcast_convert_type(jnp.where(found < 0, found ^ high, found), x.dtype)
 
 
 def normalize_over_labels(scores: Array, mask: Array) -> Array:

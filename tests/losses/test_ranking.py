@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from loss_cases import GOLDEN, close, value_and_grad
 
 from mlclip_jax import losses
+from mlclip_jax.training.mesh import make_mesh
 
 MKT = GOLDEN["mkt"]
 
@@ -131,3 +135,13 @@ def test_memory_is_linear_in_the_classes():
         expected_grad.append(slope)
     close(value, expected, 1e-5)
     close(grad, np.stack(expected_grad), 1e-5)
+
+
+def test_devices_share_the_images():
+    mesh = make_mesh()
+    placed = NamedSharding(mesh, PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=placed)
+    targets = jax.ShapeDtypeStruct((16, 24), jnp.int8, sharding=placed)
+    text = jax.jit(jax.value_and_grad(losses.ranking)).lower(x, targets).compile().as_text()
+    found = set(re.findall(r"= \S+ (all-gather|all-to-all|all-reduce)\(", text))
+    assert found == {"all-reduce"}  # of the sums alone
