@@ -2,9 +2,11 @@
 
     python scripts/convert_released.py hspnet model-highest.ckpt \
         --config=configs/hspnet/coco.py --workdir=runs/hspnet-coco-released
+    python scripts/convert_released.py mkt first_stage.pth second_stage.pth \
+        --config=configs/mkt/benchmark.py:recipe=released --workdir=runs/mkt-nus-released
 
-Knows the files of CoOp, DualCoOp, HSPNet and LMPT as their code saves them: PyTorch's (with the
-parity extra; weights only, nothing is unpickled) and safetensors. The result is evaluated and
+Knows the files of CoOp, DualCoOp, HSPNet, LMPT and MKT as their code saves them: PyTorch's (with
+the parity extra; weights only, nothing is unpickled) and safetensors. The result is evaluated and
 served like any run; training cannot go on from it, as no release has the optimizer's state in our
 form. A setting is changed with --config.KEY=VALUE, as in training.
 """
@@ -21,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from released import coop, dual_coop, hspnet, lmpt
+from released import coop, dual_coop, hspnet, lmpt, mkt
 from released.base import Release
 from released.files import open_released
 
@@ -46,7 +48,7 @@ from mlclip_jax.training.config import TrainConfig, parse_config
 from mlclip_jax.training.step import Leaves, take_apart
 
 #: By method; a further one is a module in `released`.
-RELEASES = {m.RELEASE.method: m.RELEASE for m in (coop, dual_coop, hspnet, lmpt)}
+RELEASES = {m.RELEASE.method: m.RELEASE for m in (coop, dual_coop, hspnet, lmpt, mkt)}
 #: Names of an array in the file, and the way from there to our leaf and back.
 Place = tuple[tuple[str, ...], Transform]
 
@@ -75,10 +77,18 @@ def read_leaves(
     """
     parts = take_apart(method)
     leaves = {**parts.trainable, **parts.frozen}
-    learned, frozen = _places(release.learned, leaves), _places(release.frozen, leaves)
+    learned, frozen = (
+        _places(rows, leaves) for rows in release.rows(method, tokenizer, leaves.keys())
+    )
     unfilled = {p for p in leaves if not p.startswith(BACKBONE_PREFIX)} - learned.keys()
     if unfilled:
         raise ValueError(f"no array of the release is known for {', '.join(sorted(unfilled))}")
+    as_built = {
+        path: leaves[path]
+        for path, (names, _) in learned.items()
+        if release.starts_as_built(names, arrays.shapes.keys())
+    }
+    learned = {path: place for path, place in learned.items() if path not in as_built}
 
     # ---- Names and shapes ------------------------------------------------------------------------
     prompts = release.prompts(method, space, tokenizer)
@@ -88,8 +98,10 @@ def read_leaves(
         **{name: array.shape for name, (_, array) in prompts.items()},
         **dict.fromkeys(release.starts, (len(space), 1, *start.shape)),
     }
-    held = {name: shape for name, shape in arrays.shapes.items() if name not in release.unused}
-    expected = _shapes(learned, leaves) | {n: s for n, s in optional.items() if n in held}
+    expected = _shapes(learned, leaves)
+    unused = set(release.unused) - expected.keys()
+    held = {name: shape for name, shape in arrays.shapes.items() if name not in unused}
+    expected |= {n: s for n, s in optional.items() if n in held}
     check_shapes(expected, held, source)
 
     # ---- Values ----------------------------------------------------------------------------------
@@ -107,8 +119,8 @@ def read_leaves(
     if other:
         raise UserError(
             f"{source} was trained from another CLIP than the config's backbone: {len(other)} "
-            f"arrays that training leaves alone differ ({', '.join(sorted(other)[:3])}, ...); set "
-            "config.backbone to the CLIP it was trained from"
+            f"arrays that training leaves alone differ ({', '.join(sorted(other)[:3])}, ...); "
+            f"{release.mend}"
         )
     differing = [
         row
@@ -117,7 +129,8 @@ def read_leaves(
         for row, same in zip(rows, _same(arrays.read(name), array), strict=True)
         if not same.all()
     ]
-    return {path: load(place) for path, place in learned.items()}, list(dict.fromkeys(differing))
+    found = {path: load(place) for path, place in learned.items()}
+    return as_built | found, list(dict.fromkeys(differing))
 
 
 def _same(a: np.ndarray, b: Any) -> np.ndarray:
@@ -145,19 +158,24 @@ def _shapes(places: Mapping[str, Place], leaves: Leaves) -> dict[str, tuple[int,
 
 
 def convert(
-    release: Release, path: Path, config: TrainConfig, workdir: Path, *, weights: str | None = None
+    release: Release,
+    paths: Sequence[Path],
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    weights: str | None = None,
 ) -> None:
     """Writes a checkpoint with a release's weights into `workdir`.
 
     Args:
-        release: whose file it is.
-        path: the file.
+        release: whose files they are.
+        paths: the files.
         config: of the run that it stands for; its last stage names the method.
         workdir: without a checkpoint yet.
-        weights: "raw" or "ema" where the file has both.
+        weights: "raw" or "ema" where a file has both.
 
     Raises:
-        UserError: the file, the configuration and the backbone do not fit, or there is a
+        UserError: the files, the configuration and the backbone do not fit, or there is a
             checkpoint already.
     """
     check_settings(config)
@@ -170,7 +188,8 @@ def convert(
         )
     if any((workdir / FOLDER).glob("[0-9]*")):
         raise UserError(f"{workdir} holds a checkpoint already: choose another workdir")
-    arrays = open_released(path, weights)
+    arrays = release.join([open_released(path, weights) for path in paths])
+    source = " and ".join(map(str, paths))
 
     backbone = load_backbone(config.backbone, seed=config.seed)
     space = registry.label_space(config.data, name_features=name_features(backbone))
@@ -179,10 +198,10 @@ def convert(
         values = ", ".join(f"method.{key}={value!r}" for key, value in wrong.items())
         raise UserError(f"the config is not the release's: set {values}")
     method.label_inputs(space, backbone.tokenizer)  # labels that do not suit are an error now
-    leaves, differing = read_leaves(release, arrays, method, space, backbone.tokenizer, str(path))
+    leaves, differing = read_leaves(release, arrays, method, space, backbone.tokenizer, source)
 
-    _save(leaves, method, space, backbone, config, path, workdir)
-    print(f"converted {len(leaves)} arrays of {path} into {workdir}; {release.remark}")
+    _save(leaves, method, space, backbone, config, paths, workdir)
+    print(f"converted {source} into {workdir}; {release.remark}")
     if differing:
         print(
             f"the prompts of {len(differing)} labels or groups differ from the checkpoint's, and "
@@ -197,7 +216,7 @@ def _save(
     space: LabelSpace,
     backbone: Backbone,
     config: TrainConfig,
-    path: Path,
+    paths: Sequence[Path],
     workdir: Path,
 ) -> None:
     """The checkpoint of step 0: as of a run, without the optimizer's state."""
@@ -223,9 +242,12 @@ def _save(
         "metrics": {},
         **describe(config, space, backbone.digest),
     }
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    meta["converted"] = {"file": path.name, "digest": digest}
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    names = [path.name for path in paths]
+    meta["converted"] = {"file": " and ".join(names), "digest": " ".join(digests)}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state, frozen, meta, None)
 
@@ -233,13 +255,16 @@ def _save(
 def main(args: Sequence[str] | None = None) -> int:
     """The command with its arguments (default: those of the process); the exit code."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s RELEASE CHECKPOINT --config=FILE[:ARGUMENTS] --workdir=FOLDER "
+        usage="%(prog)s RELEASE CHECKPOINT... --config=FILE[:ARGUMENTS] --workdir=FOLDER "
         "[--raw | --ema] [--config.KEY=VALUE ...]",
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
     )
     parser.add_argument("release", choices=tuple(RELEASES))
-    parser.add_argument("checkpoint", type=Path, help="the authors' file, or its .safetensors form")
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="checkpoint",
+        help="the authors' file, or its .safetensors form; of MKT one for each stage",
+    )  # fmt: skip
     chosen = parser.add_mutually_exclusive_group()
     for weights, words in (("raw", "raw"), ("ema", "averaged")):
         chosen.add_argument(
@@ -251,7 +276,8 @@ def main(args: Sequence[str] | None = None) -> int:
     def run() -> None:
         config, workdir = parse_arguments(rest)
         release = RELEASES[options.release]
-        convert(release, options.checkpoint, parse_config(config), workdir, weights=options.weights)
+        paths, config = options.checkpoints, parse_config(config)
+        convert(release, paths, config, workdir, weights=options.weights)
 
     return exit_code(run)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from mlclip_jax.clip.arrays import NamedArrays
 from mlclip_jax.clip.layouts import LAYOUTS, Row
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.errors import UserError
@@ -31,6 +32,7 @@ class Release:
         remark: what the user has to know of the result.
         contexts: names of learned contexts `[k w]` or `[c k w]`, and our method's modules for them.
         starts: names of the embedded start of text `[c 1 w]`, which must be the backbone's.
+        mend: what to do where frozen arrays are not the backbone's.
     """
 
     method: str
@@ -42,6 +44,27 @@ class Release:
     remark: str
     contexts: Mapping[str, str] = field(default_factory=dict)
     starts: tuple[str, ...] = ()
+    mend: str = "set config.backbone to the CLIP it was trained from"
+
+    def join(self, files: Sequence[NamedArrays]) -> NamedArrays:
+        """The arrays of all files of a release.
+
+        Raises:
+            UserError: there are more than it has.
+        """
+        if len(files) > 1:
+            raise UserError(f"{len(files)} files are given and {self.method}'s release is one")
+        return files[0]
+
+    def rows(
+        self, method: Any, tokenizer: Tokenizer, paths: Collection[str]
+    ) -> tuple[Sequence[Row], Sequence[Row]]:
+        """`learned` and `frozen` of a method whose leaves are at these paths."""
+        return self.learned, self.frozen
+
+    def starts_as_built(self, names: Sequence[str], held: Collection[str]) -> bool:
+        """Whether arrays that are learned may be left out all together, where others are held."""
+        return False
 
     def wrong_settings(
         self, shapes: Mapping[str, tuple[int, ...]], method: Method
