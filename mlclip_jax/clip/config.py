@@ -25,7 +25,11 @@ IMAGE_NORMS = {
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Vision transformer: `image_size` and `patch_size` in pixels, `width` = w."""
+    """Vision transformer: `image_size` and `patch_size` in pixels, `width` = w.
+
+    CLIP's have a norm before the blocks (`pre_norm`) and no bias of patches (`patch_bias`); those
+    of ImageNet the other way round (see `plain_vit`).
+    """
 
     image_size: int = 224
     patch_size: int = 32
@@ -35,6 +39,8 @@ class ViTConfig:
     mlp_width: int = 3072
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
+    patch_bias: bool = False
+    pre_norm: bool = True
 
     @property
     def grid(self) -> int:

@@ -9,12 +9,13 @@ Layouts:
   hf_flax   Hugging Face, Flax arrays (`flax_model.msgpack`)
   openai    OpenAI's names, as open_clip and timm publish them (`open_clip_model.safetensors`);
             the only one that knows the ModifiedResNet towers
+  timm_vit, hf_vit  a ViT of ImageNet alone, in the place of the image tower (see `plain_vit`)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,14 @@ TORCH_LINEAR: Kind = ((".weight", "/kernel", TRANSPOSE), (".bias", "/bias", SAME
 TORCH_EMBEDDING: Kind = ((".weight", "", SAME),)
 TORCH_PROJECTION: Kind = ((".weight", "", TRANSPOSE),)
 TORCH_CONVOLUTION: Kind = ((".weight", "/kernel", CONVOLUTION),)
+TORCH_BIASED_CONVOLUTION: Kind = (*TORCH_CONVOLUTION, (".bias", "/bias", SAME))
+# Class token and positions of one image: [1 1 w] and [1 1+p w] against our [w] and [1+p w].
+TORCH_TOKEN: Kind = (
+    ("", "", Transform(lambda arrays: arrays[0][0, 0], lambda leaf: [leaf[None, None]])),
+)
+TORCH_POSITIONS: Kind = (
+    ("", "", Transform(lambda arrays: arrays[0][0], lambda leaf: [leaf[None]])),
+)
 TORCH_QKV: Kind = ((".weight", "/kernel", JOIN_TRANSPOSED), (".bias", "/bias", JOIN))
 TORCH_PACKED: Kind = (("_weight", "/kernel", TRANSPOSE), ("_bias", "/bias", SAME))
 TORCH_BATCH_NORM: Kind = (
@@ -170,6 +179,51 @@ def _openai() -> tuple[Row, ...]:
     return _rows(modules)
 
 
+def _plain_vit(names: Mapping[str, str | tuple[str, ...]], qkv: Kind) -> tuple[Row, ...]:
+    """A ViT without projection, from the names of its modules by our paths in the image tower."""
+    kinds = {
+        "class_embedding": TORCH_TOKEN,
+        "position_embedding": TORCH_POSITIONS,
+        "patch_embed": TORCH_BIASED_CONVOLUTION,
+        "norm_post": TORCH_NORM,
+        "blocks/{}/norm1": TORCH_NORM,
+        "blocks/{}/attention/qkv": qkv,
+        "blocks/{}/attention/out": TORCH_LINEAR,
+        "blocks/{}/norm2": TORCH_NORM,
+        "blocks/{}/mlp/up": TORCH_LINEAR,
+        "blocks/{}/mlp/down": TORCH_LINEAR,
+    }
+    return _rows((names[path], f"image/{path}", kind) for path, kind in kinds.items())
+
+
+_TIMM_VIT = {
+    "class_embedding": "cls_token",
+    "position_embedding": "pos_embed",
+    "patch_embed": "patch_embed.proj",
+    "norm_post": "norm",
+    "blocks/{}/norm1": "blocks.{}.norm1",
+    "blocks/{}/attention/qkv": "blocks.{}.attn.qkv",
+    "blocks/{}/attention/out": "blocks.{}.attn.proj",
+    "blocks/{}/norm2": "blocks.{}.norm2",
+    "blocks/{}/mlp/up": "blocks.{}.mlp.fc1",
+    "blocks/{}/mlp/down": "blocks.{}.mlp.fc2",
+}
+_HF_LAYER = "encoder.layer.{}"
+_HF_VIT = {
+    "class_embedding": "embeddings.cls_token",
+    "position_embedding": "embeddings.position_embeddings",
+    "patch_embed": "embeddings.patch_embeddings.projection",
+    "norm_post": "layernorm",
+    "blocks/{}/norm1": f"{_HF_LAYER}.layernorm_before",
+    "blocks/{}/attention/qkv": tuple(
+        f"{_HF_LAYER}.attention.attention.{name}" for name in ("query", "key", "value")
+    ),
+    "blocks/{}/attention/out": f"{_HF_LAYER}.attention.output.dense",
+    "blocks/{}/norm2": f"{_HF_LAYER}.layernorm_after",
+    "blocks/{}/mlp/up": f"{_HF_LAYER}.intermediate.dense",
+    "blocks/{}/mlp/down": f"{_HF_LAYER}.output.dense",
+}
+
 LAYOUTS: dict[str, tuple[Row, ...]] = {
     "hf": _hugging_face(
         TORCH_NORM,
@@ -188,6 +242,8 @@ LAYOUTS: dict[str, tuple[Row, ...]] = {
         FLAX_QKV,
     ),
     "openai": _openai(),
+    "timm_vit": _plain_vit(_TIMM_VIT, TORCH_LINEAR),
+    "hf_vit": _plain_vit(_HF_VIT, TORCH_QKV),
 }
 
 # Keys that carry no weights: buffers, counters, and the sizes OpenAI stored beside the weights.

@@ -29,12 +29,13 @@ class ImageFeatures(NamedTuple):
 
 
 class PatchEmbed(nnx.Module):
-    """Non-overlapping patches times a matrix: kernel [p p 3 w], no bias."""
+    """Non-overlapping patches times a matrix: kernel [p p 3 w], bias [w] or None."""
 
-    def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, patch_size: int, width: int, *, bias: bool, rngs: nnx.Rngs) -> None:
         shape = (patch_size, patch_size, 3, width)
         init = nnx.initializers.normal((3 * patch_size**2) ** -0.5)
         self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros((width,))) if bias else None
 
     def __call__(self, images: Array) -> Array:
         """[b h w 3] -> [b p w]."""
@@ -43,7 +44,8 @@ class PatchEmbed(nnx.Module):
         b, h, w, _ = images.shape
         x = images.reshape(b, h // side, side, w // side, side, 3)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // side) * (w // side), -1)
-        return x @ kernel.reshape(-1, kernel.shape[-1])
+        x = x @ kernel.reshape(-1, kernel.shape[-1])
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
 
 
 class VisionTransformer(nnx.Module):
@@ -54,10 +56,10 @@ class VisionTransformer(nnx.Module):
     ) -> None:
         w = config.width
         init = nnx.initializers.normal(w**-0.5)
-        self.patch_embed = PatchEmbed(config.patch_size, w, rngs=rngs)
+        self.patch_embed = PatchEmbed(config.patch_size, w, bias=config.patch_bias, rngs=rngs)
         self.class_embedding = nnx.Param(init(rngs.params(), (w,)))
         self.position_embedding = nnx.Param(init(rngs.params(), (1 + config.grid**2, w)))
-        self.norm_pre = LayerNorm(w, eps=config.norm_eps)
+        self.norm_pre = LayerNorm(w, eps=config.norm_eps) if config.pre_norm else None
         self.blocks = make_blocks(
             config.layers, w, config.heads, config.mlp_width, config.activation, config.norm_eps,
             rngs=rngs,
@@ -82,7 +84,9 @@ class VisionTransformer(nnx.Module):
 
     def lower(self, images: Array, blocks: int) -> Array:
         """States after the first blocks: [b h w 3] normalised pixels -> [b 1+p w]."""
-        return self._run(self.norm_pre(self.embed(images)), list(self.blocks)[:blocks])
+        x = self.embed(images)
+        x = x if self.norm_pre is None else self.norm_pre(x)
+        return self._run(x, list(self.blocks)[:blocks])
 
     def upper(self, x: Array, first: int, *, tokens: bool) -> ImageFeatures:
         """Features from the states that `lower` gives: the blocks from number `first` on."""

@@ -8,7 +8,7 @@ labels --encode_labels--> label features [c d]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -284,6 +284,20 @@ class Method(nnx.Module):
             space: the c labels.
         """
         raise TypeError(f"{type(self).__name__} trains on images")
+
+    def starting_leaves(self, known: Collection[str]) -> Mapping[str, np.ndarray]:
+        """Values by path that training starts from and that are in other files than the CLIP's.
+
+        They are no business of the constructor: where a trained method is built again, a checkpoint
+        has the values, and the file may be gone.
+
+        Args:
+            known: paths that an earlier stage has given values.
+
+        Raises:
+            UserError: a file is missing or does not fit.
+        """
+        return {}
 
     def needs_counts(self) -> bool:
         """Whether the loss asks for the class counts of the training labels."""

@@ -2,6 +2,7 @@
 
     image -> first blocks, frozen, run once -> student: last blocks -> e_cls [b d], e_patch [b p d]
                                             -> teacher: CLIP's own  -> o_dist [b d]
+    (a student from ImageNet is a tower of its own, from the pixels on)
     labels "There is a {label} in the scene" -> text tower -> z [c d]
     global = <z, e_cls>;  local = mean of the k highest <z, e_patch>           [b c]
     s = (local / |local| + global / |global|) / 2, lengths over the labels     (Eq. 3)
@@ -23,18 +24,22 @@ of |o_dist - e_cls| over the features, where the norm of Eq. 5 is d times as muc
 From the release differ: in the prompt's stage it trains the whole table of token embeddings and
 puts the names' own back, so that start and end of text move with the template's words (`tune_ends`)
 and the decay shrinks rows that nobody reads; images without a positive label are taken out of a
-batch there and masked here; its k is 16 in training and 18 afterwards. The student starts from
-CLIP, as there.
+batch there and masked here; its k is 16 in training and 18 afterwards.
+
+The student starts from CLIP, as in the release; the paper has a ViT-B/16 trained on ImageNet-1k,
+which `student` names. It sees the CLIP's pixels, has the sizes of the CLIP's tower, and a
+projection that starts at random. The file is read where training starts and never again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -42,6 +47,7 @@ from mlclip_jax import losses
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.clip.config import ViTConfig
+from mlclip_jax.clip.plain_vit import plain_config, read_plain
 from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.clip.vit import VisionTransformer
 from mlclip_jax.errors import UserError
@@ -56,6 +62,9 @@ from mlclip_jax.modules.prompts import (
     tuned_prompts,
 )
 
+#: Parts of a tower before its blocks.
+BEFORE_BLOCKS = ("patch_embed", "class_embedding", "position_embedding", "norm_pre")
+
 
 @dataclass(frozen=True)
 class MKTConfig(MethodConfig):
@@ -67,6 +76,8 @@ class MKTConfig(MethodConfig):
     tune_ends: train the embeddings of start and end of text too, as the release does.
     train_blocks: last blocks that train, with what follows them (2 of 12 in the release); "all"
         trains the whole tower.
+    student: file or folder with a ViT of ImageNet to start from (see `mlclip_jax.clip.plain_vit`);
+        none: from the CLIP.
     streams: "both", or "local" or "global" alone (Table 4).
     top_k: k of the local stream (Figure 5b).
     local_head: "shared" with the global stream, or an "mlp" of its own, which starts at random.
@@ -81,6 +92,7 @@ class MKTConfig(MethodConfig):
     template: str = "There is a {} in the scene"
     tune_ends: bool = False
     train_blocks: int | Literal["all"] = 2
+    student: str = ""
     streams: Literal["both", "local", "global"] = "both"
     top_k: int = 18
     local_head: Literal["shared", "mlp"] | None = None
@@ -120,9 +132,14 @@ class MKT(Method):
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
         self._check(clip)
-        self.student = student_of(clip.image, self.shared, start=self.whole)
+        sizes = clip.config
+        if config.student:
+            plain, remat = plain_config(sizes.image), clip.image.remat
+            self.student = VisionTransformer(plain, sizes.embed_dim, remat=remat, rngs=rngs)
+        else:
+            self.student = student_of(clip.image, self.shared, start=self.whole)
         if self.own("local_head") == "mlp":
-            self.local_head = LocalHead(clip.config.image.width, clip.config.embed_dim, rngs=rngs)
+            self.local_head = LocalHead(sizes.image.width, sizes.embed_dim, rngs=rngs)
         table = clip.text.token_embedding[...]
         self.context = Context(
             n_ctx=0,
@@ -159,12 +176,18 @@ class MKT(Method):
     @property
     def whole(self) -> bool:
         """Whether the student is a whole tower, and shares nothing with its teacher."""
-        return self.config.train_blocks == "all"
+        return bool(self.config.student) or self.config.train_blocks == "all"
+
+    @property
+    def fixed(self) -> int:
+        """First blocks that do not train, nor what is before them."""
+        blocks = self.config.train_blocks
+        return 0 if blocks == "all" else self.clip.config.image.layers - blocks
 
     @property
     def shared(self) -> int:
         """First blocks that student and teacher share."""
-        return 0 if self.whole else self.clip.config.image.layers - self.config.train_blocks
+        return 0 if self.whole else self.fixed
 
     def own(self, name: str) -> str:
         """A setting, or what the variant has for it."""
@@ -279,8 +302,23 @@ class MKT(Method):
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """The student and the local head, or the words of the template."""
-        own = ("context/", "ends") if self.config.tune == "prompt" else ("student/", "local_head/")
-        return isinstance(variable, nnx.Param) and path_string(path).startswith(own)
+        name = path_string(path)
+        if not isinstance(variable, nnx.Param):
+            return False
+        if self.config.tune == "prompt":
+            return name.startswith(("context/", "ends"))
+        fixed: tuple[str, ...] = ()
+        if self.whole and self.config.train_blocks != "all":
+            parts = (*BEFORE_BLOCKS, *(f"blocks/{i}/" for i in range(self.fixed)))
+            fixed = tuple(f"student/{part}" for part in parts)
+        return name.startswith(("student/", "local_head/")) and not name.startswith(fixed)
+
+    def starting_leaves(self, known: Collection[str]) -> Mapping[str, np.ndarray]:
+        """The student's weights from its file, unless an earlier stage has trained them."""
+        if not self.config.student or "student/class_embedding" in known:
+            return {}
+        found = read_plain(self.config.student, self.student)
+        return {f"student/{path}": value for path, value in found.items()}
 
 
 def student_of(tower: VisionTransformer, first: int, *, start: bool) -> VisionTransformer:
@@ -288,6 +326,6 @@ def student_of(tower: VisionTransformer, first: int, *, start: bool) -> VisionTr
     student = nnx.clone(tower)
     student.blocks = nnx.List(list(student.blocks)[first:])
     if not start:
-        for name in ("patch_embed", "class_embedding", "position_embedding", "norm_pre"):
+        for name in BEFORE_BLOCKS:
             delattr(student, name)
     return student

@@ -275,7 +275,8 @@ def start_stage(
     )
     if plan.steps == 0 and len(config.stages) > 1:
         raise UserError(f"stage '{stage.name}' has no steps: leave it out or make it longer")
-    parts = with_leaves(plan.parts, run.leaves, strict=False)
+    start = method.starting_leaves(run.leaves.keys()) if meta is None else {}
+    parts = with_leaves(plan.parts, {**start, **run.leaves}, strict=False)
     state = init_state(
         parts, plan.optimizer, seed=config.seed, step=run.step, ema=stage.ema_decay is not None
     )

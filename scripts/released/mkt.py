@@ -129,7 +129,12 @@ def place_in_clip(path: str, first: int) -> str:
 
 RELEASE = MKTRelease(
     method="mkt",
-    settings={"variant": "released", "score": None, "template": "There is a {} in the scene"},
+    settings={
+        "variant": "released",
+        "score": None,
+        "template": "There is a {} in the scene",
+        "student": "",
+    },
     learned=(),
     frozen=(),
     unused=tuple(name for row in HEAD for name in row.names),
