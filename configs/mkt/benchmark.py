@@ -9,7 +9,9 @@
 Arguments: data=nus_zsl|openimages_zsl|...|custom (docs/data.md), data_dir= (folder of images and
 annotations), row=mkt|distillation|prompt|neither (Table 2)|local|global (Table 4),
 backbone=ViT-B/16 (or another ViT's preset), recipe=paper|released, variant=released|paper
-(equations), seed=0. Figure 5: --config.method.distillation_weight=0.5, --config.method.top_k=10.
+(equations), student= (file or folder with a ViT-B/16 of ImageNet-1k, as timm or Hugging Face name
+its arrays: the student then starts from it and trains as a whole), seed=0. Figure 5:
+--config.method.distillation_weight=0.5, --config.method.top_k=10.
 
 The recipe "paper": AdamW at 1e-3 with decay 0.005 for 20 epochs (4 on Open Images) in batches of
 128, then the prompt at 3e-5 for 10 epochs (2) in batches of 16; where the text is silent, the
@@ -17,7 +19,7 @@ release's: layer-wise rates for the last two blocks, cosine after two epochs of 
 crops with RandAugment. "released" is what the code runs: decay 0.05, batches of 64, k 16 and
 ImageNet's pixel statistics; then start and end of text with the prompt, 1e-3 for 4 epochs in
 batches of 512. The release tests on the inner 224 of 256 pixels; here the whole shorter side is
-seen. Both stages start from CLIP; the paper says ImageNet-1k for the student.
+seen. Both stages start from CLIP; the paper says ImageNet-1k for the student (student=).
 
 ZSL scores the unseen labels by themselves, GZSL all; published figures are Table 1's.
 """
@@ -51,12 +53,20 @@ PAPER = {
 _DECAY = 0.65  # of the rate from layer to layer, from the top down
 
 
+def _groups(blocks: int, *, whole: bool = False) -> dict[str, float]:
+    """Factors of the rate for a student's blocks, and in a whole tower for what is before them."""
+    before = {"student/(patch|class|position)_embed": _DECAY ** (blocks + 1)} if whole else {}
+    return before | {f"student/blocks/{i}/": _DECAY ** (blocks - i) for i in range(blocks)}
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of a run."""
     arg = _SHARED["parse"](
-        arg, data="nus_zsl", backbone="ViT-B/16", row="mkt", recipe="paper", variant="released"
-    )
-    if not isinstance(getattr(PRESETS.get(arg.backbone), "image", None), ViTConfig):
+        arg, data="nus_zsl", backbone="ViT-B/16", row="mkt", recipe="paper", variant="released",
+        student="",
+    )  # fmt: skip
+    sizes = getattr(PRESETS.get(arg.backbone), "image", None)
+    if not isinstance(sizes, ViTConfig):
         raise UserError(f"backbone={arg.backbone}: mkt takes a ViT by its preset's name")
     if arg.recipe not in ("paper", "released"):
         raise unknown("recipe", arg.recipe, ("paper", "released"))
@@ -71,8 +81,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "min_learning_rate": 1e-6,
         "weight_decay": 0.05 if released else 0.005,
         "warmup": "2 epochs",
-        "groups": {"student/blocks/0/": _DECAY**2, "student/blocks/1/": _DECAY},
+        "groups": _groups(sizes.layers, whole=True) if arg.student else _groups(2),
     }
+    if arg.student:
+        config.method.update(student=arg.student, train_blocks="all")
     rate = {"learning_rate": 3e-5, "min_learning_rate": 0.0}
     length = {"batch_size": 16, "duration": "2 epochs" if large else "10 epochs"}
     if released:

@@ -90,7 +90,7 @@ def _find(path: Path) -> Path:
             )
         return files[0]
     if not path.is_file():
-        raise UserError(f"there is no file {path} of a ViT's weights: training starts from it")
+        raise UserError(f"there is no file {path} of a ViT's weights: give the path of one")
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path} is neither of {', '.join(SUFFIXES)}, and other files are never opened here: "

@@ -50,6 +50,16 @@ def test_config_dry_run(path):
     dry_run(load_config(str(path)))
 
 
+@pytest.mark.slow
+def test_mkt_with_a_student_from_imagenet_dry_run():
+    """The whole student trains, each layer at a rate of its own; its file is not read yet."""
+    config = load_config(f"{CONFIGS}/mkt/benchmark.py:student=vit.npz,row=distillation")
+    plan = dry_run(config)
+    assert len(config.optim.groups) == 13
+    assert "student/patch_embed/bias" in plan.parts.trainable
+    assert all(path.startswith("student/") for path in plan.parts.trainable)
+
+
 @pytest.mark.parametrize(
     ("arg", "parts"),
     [
