@@ -10,7 +10,8 @@ from mlclip_jax.evaluation.findings import Findings
 from mlclip_jax.evaluation.pictures import data_uri, worst
 
 _MOST_EXAMPLES = 14
-_MOST_CHIPS, _MOST_SHOWN = 8, 6
+_MOST_CHIPS, _MOST_SHOWN, _MOST_HIGHEST = 8, 6, 5
+_BESIDE = f" Below: the {_MOST_HIGHEST} highest labels of each, those that are there in bold."
 _SIGNS = {"correct": "✓", "missed": "○", "wrong": "✗"}
 
 
@@ -35,7 +36,7 @@ def examples(found: Findings) -> str:
         more = len(chips) - _MOST_CHIPS
         if more > 0:
             chips = [*chips[:_MOST_CHIPS], f'<span class="chip missed">+{more}</span>']
-        made.append(_picture(found, int(row), "".join(chips)))
+        made.append(_picture(found, int(row), "".join(chips) + _highest(found, int(row))))
     where = (
         "validation images" if found.chosen_on != found.split
         else "these very images, which flatters"
@@ -44,9 +45,32 @@ def examples(found: Findings) -> str:
     return (
         f'<p class="note">Images spread evenly over the split, labelled by '
         f"{escape(list(found.entries)[-1])}: a label is given where its logit exceeds "
-        f"{found.threshold:.3g}, the threshold of the highest overall F1 on {where}. {signs}</p>"
+        f"{found.threshold:.3g}, the threshold of the highest overall F1 on {where}. {signs}"
+        f"{_BESIDE if len(found.shown) > 1 else ''}</p>"
         f'<div class="gallery">{"".join(made)}</div>'
     )
+
+
+def _highest(found: Findings, row: int) -> str:
+    """The highest labels of an image by task, of the baseline and of what matters (MKT, Fig. 6)."""
+    if len(found.shown) < 2:
+        return ""
+    lines = []
+    for task in found.protocol.tasks:
+        everything = task.classes == "all"
+        classes = np.arange(len(found.space)) if everything else found.space.indices(task.classes)
+        for title, entry in found.shown.items():
+            own = entry.result.task_scores.get(task.classes)
+            scores = entry.result.scores[row, classes] if own is None else own[row]
+            highest = np.asarray(classes)[np.argsort(-scores, kind="stable")[:_MOST_HIGHEST]]
+            names = (
+                f"<strong>{escape(found.space.names[i])}</strong>"
+                if found.main.result.targets[row, i] > 0
+                else escape(found.space.names[i])
+                for i in highest
+            )
+            lines.append(f"{escape(f'{task.name} {title}'.strip())}: {', '.join(names)}")
+    return f'</div><div class="note">{"<br>".join(lines)}'
 
 
 def mistakes(found: Findings) -> str:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from test_report import findings
 
-from mlclip_jax.evaluation import page
+from mlclip_jax.evaluation import gallery, page
+from mlclip_jax.evaluation.protocol import PROTOCOLS
 from mlclip_jax.evaluation.streams import Streams, distributions
 from mlclip_jax.labels import catalog
 from mlclip_jax.training.build import Trained, build_method, load_backbone
 from mlclip_jax.training.config import parse_config
 from mlclip_jax.training.scoring import Scorer
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +69,32 @@ def test_the_page_has_them():
     scores = {"local": np.zeros((2, 3)), "global": np.ones((2, 3))}
     text = page.render(replace(found, streams=Streams(scores, np.ones((2, 3), np.int8))))
     assert "Scores by stream" in text and text.count('id="negatives"') == 1
+
+
+def test_examples_have_the_highest_labels_beside_those_of_the_baseline():
+    found = replace(findings(), protocol=PROTOCOLS["nus_zsl"], image=lambda i: PIXELS)
+    space = replace(found.space, subsets={"unseen": (1, 2)})
+    result = found.main.result
+    row = int(result.index[0])
+    scores = np.zeros_like(result.scores[:, [1, 2]])
+    scores[0] = [1, 2]
+    entries = dict(found.entries)
+    last = list(entries)[-1]
+    own = replace(result, task_scores={"unseen": scores})
+    entries[last] = entries[last]._replace(result=own)
+    text = gallery.examples(replace(found, space=space, entries=entries))
+    first = text.split("<figure>")[1]
+
+    def names(order):
+        present = result.targets[0] > 0
+        return ", ".join(
+            f"<strong>{space.names[i]}</strong>" if present[i] else space.names[i] for i in order
+        )
+
+    assert f'alt="image {row}"' in first
+    assert f"ZSL {last}: {names([2, 1])}" in first  # by its own scores
+    order = np.argsort(-result.scores[0], kind="stable")[:5]
+    assert f"GZSL {last}: {names(order)}" in first
+    title = next(iter(entries))
+    baseline = entries[title].result.scores[0]
+    assert f"ZSL {title}: {names(sorted((1, 2), key=lambda i: -baseline[i]))}" in first
