@@ -127,6 +127,7 @@ class Classifier(nnx.Module):
         self.bias = nnx.Param(bias)
 
     labels_see_images = False
+    compares_labels = False
 
     # CLIP's own: they read the tower, its config and the dtype, which are here under CLIP's names.
     normalize = CLIP.normalize
