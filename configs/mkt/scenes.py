@@ -4,7 +4,8 @@
     python -m mlclip_jax.evaluate --workdir=runs/mkt-scenes --protocol=nus_zsl
 
 Arguments: row=mkt|distillation|prompt|neither (Table 2)|local|global (Table 4),
-variant=released|paper, view=seen|full|..., seed=0.
+vectors=FILE (word vectors for labels, Table 3, with row=neither), variant=released|paper,
+view=seen|full|..., seed=0.
 
 Stands in for MKT's Tables 1, 2 and 4 where no benchmark is at hand. The names of the unseen labels
 are among those whose scores have unit length in training, which on the benchmarks they are not.
@@ -23,8 +24,10 @@ _COMMON = runpy.run_path(str(Path(__file__).with_name("_common.py")))
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of a run."""
-    arg = _SHARED["parse"](arg, view="seen", row="mkt", variant="released")
+    arg = _SHARED["parse"](arg, view="seen", row="mkt", variant="released", vectors="")
     config = _SHARED["scenes"](arg, _COMMON["method"](arg.row, arg.variant), rate=1e-4)
+    if arg.vectors:
+        config.method.word_vectors = arg.vectors
     prompt = {"duration": "128 steps", "optim": {"learning_rate": 1e-3}}
     _COMMON["add_stages"](config, arg.row, prompt)
     return config

@@ -12,6 +12,26 @@ from mlclip_jax.labels.nouns import words_of
 from mlclip_jax.labels.space import readable
 
 
+def vector_size(path: str | Path) -> int:
+    """How many numbers a word has in a file of word vectors.
+
+    Raises:
+      UserError: the file cannot be read, or its first word has no numbers.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as lines:
+            counts = [len(line.split()) - 1 for _, line in zip(range(2), lines, strict=False)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    if not counts or counts[-1] < 1:
+        raise UserError(f"{path}: a word and its numbers are expected on each line")
+    return counts[-1]
+
+
+def _unreadable(path: str | Path, error: Exception) -> UserError:
+    return UserError(f"{path}: no text file of word vectors can be read ({error})")
+
+
 def read_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
     """The mean vector of the words of each label: float64 [c d].
 
@@ -46,7 +66,7 @@ def read_word_vectors(path: str | Path, names: Sequence[str]) -> np.ndarray:
                 except ValueError:
                     raise UserError(f"{path}, line {number}: no numbers follow {word!r}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no text file of word vectors can be read ({error})") from None
+        raise _unreadable(path, error) from None
     vectors = []
     for name, several in zip(names, words, strict=True):
         known = [found[word] for word in several if word in found]

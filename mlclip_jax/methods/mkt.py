@@ -52,6 +52,7 @@ from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.clip.vit import VisionTransformer
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.word_vectors import read_word_vectors, vector_size
 from mlclip_jax.methods.base import Batch, LabelInputs, Method, MethodConfig, Progress
 from mlclip_jax.modules.heads import normalize_over_labels, top_patches
 from mlclip_jax.modules.prompts import (
@@ -78,6 +79,9 @@ class MKTConfig(MethodConfig):
         trains the whole tower.
     student: file or folder with a ViT of ImageNet to start from (see `mlclip_jax.clip.plain_vit`);
         none: from the CLIP.
+    word_vectors: file of word vectors (GloVe's text form) whose means stand for the labels in
+        place of text features (Table 3), without distillation and prompt; the projection then
+        starts at random.
     streams: "both", or "local" or "global" alone (Table 4).
     top_k: k of the local stream (Figure 5b).
     local_head: "shared" with the global stream, or an "mlp" of its own, which starts at random.
@@ -93,6 +97,7 @@ class MKTConfig(MethodConfig):
     tune_ends: bool = False
     train_blocks: int | Literal["all"] = 2
     student: str = ""
+    word_vectors: str = ""
     streams: Literal["both", "local", "global"] = "both"
     top_k: int = 18
     local_head: Literal["shared", "mlp"] | None = None
@@ -138,8 +143,13 @@ class MKT(Method):
             self.student = VisionTransformer(plain, sizes.embed_dim, remat=remat, rngs=rngs)
         else:
             self.student = student_of(clip.image, self.shared, start=self.whole)
+        width, dim = self.student.projection.shape
+        if config.word_vectors:
+            dim = vector_size(config.word_vectors)
+            start = nnx.initializers.normal(width**-0.5)
+            self.student.projection = nnx.Param(start(rngs.params(), (width, dim)))
         if self.own("local_head") == "mlp":
-            self.local_head = LocalHead(sizes.image.width, sizes.embed_dim, rngs=rngs)
+            self.local_head = LocalHead(width, dim, rngs=rngs)
         table = clip.text.token_embedding[...]
         self.context = Context(
             n_ctx=0,
@@ -169,6 +179,11 @@ class MKT(Method):
             )
         if config.distillation_weight < 0:
             raise UserError("method.distillation_weight, the lambda of MKT, is not below 0")
+        if config.word_vectors and (config.distillation_weight or config.tune == "prompt"):
+            raise UserError(
+                "method.word_vectors has no teacher and no prompt: set distillation_weight=0 and "
+                "tune='image'"
+            )
         for name in ("logit_scale", "train_image_encoder"):
             if getattr(config, name):
                 raise UserError(f"method.{name} has no effect on mkt: see tune and score")
@@ -210,6 +225,9 @@ class MKT(Method):
         labels = super().label_inputs(space, encoder, multiple_of=multiple_of)
         if self.config.tune == "prompt":
             return labels
+        if self.config.word_vectors:
+            vectors = read_word_vectors(self.config.word_vectors, space.prompt_names)
+            return replace(labels, features=jnp.asarray(vectors, jnp.float32)[labels.index])
         features = template_features(self.clip, space.prompt_names, encoder, self.config.template)
         return replace(labels, features=features[labels.index])
 

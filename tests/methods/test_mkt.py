@@ -378,9 +378,33 @@ def test_tasks_are_scored_by_themselves(clip, golden, images):
     exact.same(found["unseen"][:, 12:], golden["out/score_unseen"])
 
 
+def test_word_vectors_stand_for_labels(tmp_path, clip, golden, images):
+    words = sorted({word for name in exact.SPACE.names for word in name.split()})
+    vectors = np.random.default_rng(0).normal(size=(len(words), 5)).round(3)
+    lines = [" ".join([w, *map(str, row)]) for w, row in zip(words, vectors, strict=True)]
+    path = tmp_path / "glove.txt"
+    path.write_text("\n".join(lines) + "\n")
+    method = make(clip, golden, word_vectors=str(path), distillation_weight=0.0)
+    labels = exact.inputs(method)
+    at = [[words.index(word) for word in name.split()] for name in exact.SPACE.names]
+    z = np.stack([vectors[rows].mean(0) for rows in at])
+    np.testing.assert_allclose(labels.features, z, rtol=1e-6)
+    assert method.student.projection.shape == (64, 5)
+    run = exact.Runner(method, labels)
+    got = run(exact.batch(images, 4))
+    states = method.student.hidden_states(method.clip.image.lower(images, 1), 0)
+    e = np.asarray(states) @ np.asarray(method.student.projection[...])
+    raw = e[:, 0] @ z.T
+    local = np.sort(np.einsum("bpd,cd->bcp", e[:, 1:], z), -1)[..., -int(golden["cfg/topk"]) :]
+    streams = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (raw, local.mean(-1))]
+    np.testing.assert_allclose(got.logits, sum(streams) / 2, atol=1e-6)
+    assert np.asarray(got.gradients["student/projection"]).any()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"word_vectors": "glove.txt"}, "method.word_vectors has no teacher and no prompt"),
         ({"train_blocks": 0}, "method.train_blocks is 0 and the image tower has 2 blocks"),
         ({"train_blocks": 3}, "between 1 and those, or 'all'"),
         ({"top_k": 17}, "method.top_k is 17 and images have 16 patches"),
