@@ -3,6 +3,7 @@
     python -m mlclip_jax.tag photos/ --workdir=runs/mine
     python -m mlclip_jax.tag photos/ --classifier=model/
     python -m mlclip_jax.tag a.jpg b.png --clip=ViT-B/32 --labels=my_labels.txt --top_k=3
+    python -m mlclip_jax.tag photos/ --workdir=runs/mine --explain=pictures/
 
 Exit codes: 0 all images tagged; 1 some could not be read (their lines say "error"); 2 nothing could
 be done, with the reason on stderr.
@@ -34,6 +35,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Annotations of a folder of images (`data.raw.custom`).
 _LABEL_FILES = frozenset({"labels.csv", "labels.jsonl", "labels.txt"})
+
+_MOST_MAPS = 11  # of an image: two rows of a picture
 
 
 def find_images(paths: Iterable[Path]) -> tuple[list[Path], int]:
@@ -114,6 +117,12 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="file to write instead of stdout")
     parser.add_argument("--top_k", type=int, help="labels for each image (default: 5)")
     parser.add_argument("--threshold", type=float, help="least score, instead of or with --top_k")
+    parser.add_argument(
+        "--explain", type=Path, metavar="FOLDER",
+        help="write a picture of each image here: where the scores of its highest labels come from",
+    )  # fmt: skip
+    kinds = ("contrast", "patches", "grad_cam")
+    parser.add_argument("--map", choices=kinds, help="what is shown (default: contrast)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=8, help="threads that decode images")
     options = parser.parse_args(args)
@@ -129,6 +138,8 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--template belongs to --clip; a trained method has its own prompts")
     if options.workdir is None and (options.checkpoint or options.weights):
         parser.error("--checkpoint and --weights belong to --workdir")
+    if options.map is not None and options.explain is None:
+        parser.error("--map belongs to --explain")
     if options.workers < 1:
         parser.error("--workers must be at least 1")
     return options
@@ -170,6 +181,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"passing over {what} suffix", file=sys.stderr)
     if options.output is not None and not options.output.parent.is_dir():
         raise UserError(f"there is no folder {options.output.parent} to write --output into")
+    pictures = None
+    if options.explain is not None:
+        from mlclip_jax.serving.explanations import Folder
+
+        pictures = Folder(options.explain)
     tagger = _tagger(options)
     top_k = 5 if options.top_k is None and options.threshold is None else options.top_k
     results = tagger.stream(
@@ -191,6 +207,14 @@ def run(options: argparse.Namespace) -> int:
                 line["error"] = str(tags)
             else:
                 line["labels"] = tags
+                if pictures is not None:
+                    (found,) = tagger.explain(
+                        [file],
+                        kind=options.map or "contrast",
+                        top_k=min(top_k or _MOST_MAPS, _MOST_MAPS),
+                        threshold=options.threshold,
+                    )
+                    line["picture"] = str(pictures.save(found, file.stem))
             print(_json(line), file=out, flush=not to_file)
     rate = len(files) / (time.perf_counter() - start)
     summary = f"tagged {len(files) - len(failed)} of {len(files)} images ({rate:.1f} images/s)"

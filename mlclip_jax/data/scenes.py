@@ -347,6 +347,14 @@ class Scenes:
             out.append(SceneObject(kind=kind, colour=len(KINDS) + colour, box=box))
         return tuple(out)
 
+    def label_boxes(self, i: int) -> dict[int, list[tuple[int, int, int, int]]]:
+        """The boxes of each label of scene i, by its index; a colour has those of its objects."""
+        found: dict[int, list[tuple[int, int, int, int]]] = {}
+        for thing in self.boxes(i):
+            for label in (thing.kind, thing.colour):
+                found.setdefault(label, []).append(thing.box)
+        return found
+
     def image(self, i: int) -> np.ndarray:
         """Renders scene i, uint8 [h w 3]."""
         size = self.image_size

@@ -20,6 +20,8 @@ from jax import Array
 from mlclip_jax import losses
 from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
 from mlclip_jax.clip.arrays import path_string
+from mlclip_jax.clip.resnet import ModifiedResNet
+from mlclip_jax.clip.vit import VisionTransformer
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.losses import Progress
@@ -167,6 +169,11 @@ class Method(nnx.Module):
         self.config = config
         self.clip = clip
 
+    @property
+    def image_tower(self) -> VisionTransformer | ModifiedResNet:
+        """The tower that the image features come from."""
+        return self.clip.image
+
     def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
         """Tokenised prompts of these names (host arrays)."""
         raise TypeError(f"{type(self).__name__} defines no prompts")
@@ -240,6 +247,19 @@ class Method(nnx.Module):
     ) -> dict[str, Array]:
         """What the logits are put together from, by name, float32 [b c] each; {}: of one piece."""
         return {}
+
+    def patch_scores(
+        self, image_features: ImageFeatures, label_features: Any, labels: LabelInputs
+    ) -> Array:
+        """The score of each patch with each label, for maps: float32 [b c p].
+
+        Of methods that pool CLIP's own features: the logits of a patch in the image's place.
+        """
+
+        def of(patch: Array) -> Array:
+            return self.logits(ImageFeatures(patch), label_features, labels)
+
+        return jax.vmap(of, in_axes=1, out_axes=2)(image_features.tokens)
 
     def loss(
         self,

@@ -26,7 +26,7 @@ from mlclip_jax.clip.config import ViTConfig
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
-from mlclip_jax.modules.heads import normalize_over_labels
+from mlclip_jax.modules.heads import normalize_over_labels, patch_products
 from mlclip_jax.modules.prompts import Encoder, template_features
 
 
@@ -101,6 +101,12 @@ class CLIPFT(Method):
         v = image_features.pooled.astype(label_features.dtype)
         scores = jnp.einsum("bd,cd->bc", v, label_features, precision=jax.lax.Precision.HIGHEST)
         return normalize_over_labels(scores, labels.mask)
+
+    def patch_scores(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> Array:
+        """Inner products, whose lengths over the labels would differ from patch to patch."""
+        return patch_products(image_features.tokens, label_features)
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """The image tower from the first of the `train_blocks` on."""

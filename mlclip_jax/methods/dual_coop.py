@@ -33,7 +33,7 @@ from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.clip.resnet import ModifiedResNet
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
-from mlclip_jax.modules.heads import normalize, pool_regions
+from mlclip_jax.modules.heads import normalize, patch_products, pool_regions
 from mlclip_jax.modules.prompts import Context, Encoder, context_prompts
 
 _SHARPNESS = 20.0  # of the softmax over regions
@@ -127,6 +127,14 @@ class DualCoOp(Method):
         return self.scale() * pool_regions(
             regions, positive, positive - negative, sharpness=_SHARPNESS
         )
+
+    def patch_scores(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> Array:
+        """The positive cosine of each region minus the negative one, scaled: float32 [b c p]."""
+        positive, negative = normalize(label_features)
+        difference = positive - negative
+        return self.scale() * patch_products(normalize(image_features.tokens), difference)
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """Both contexts; of an image tower that trains, what regions are made of."""

@@ -54,7 +54,7 @@ from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.labels.word_vectors import read_word_vectors, vector_size
 from mlclip_jax.methods.base import Batch, LabelInputs, Method, MethodConfig, Progress
-from mlclip_jax.modules.heads import normalize_over_labels, top_patches
+from mlclip_jax.modules.heads import normalize_over_labels, patch_products, top_patches
 from mlclip_jax.modules.prompts import (
     Context,
     Encoder,
@@ -204,6 +204,11 @@ class MKT(Method):
         """First blocks that student and teacher share."""
         return 0 if self.whole else self.fixed
 
+    @property
+    def image_tower(self) -> VisionTransformer:
+        """The student."""
+        return self.student
+
     def own(self, name: str) -> str:
         """A setting, or what the variant has for it."""
         paper = {"local_head": "mlp", "score": "sum", "distillation": "sum"}
@@ -294,6 +299,12 @@ class MKT(Method):
         streams = self.streams(image_features, label_features, labels)
         total = sum(streams.values())
         return total if self.own("score") == "sum" else total / len(streams)
+
+    def patch_scores(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> Array:
+        """<z, e_patch>, what the local stream takes the highest of: float32 [b c p]."""
+        return patch_products(image_features.tokens, label_features)
 
     def loss(
         self,

@@ -41,7 +41,7 @@ from mlclip_jax.methods.base import (
     MethodConfig,
     Progress,
 )
-from mlclip_jax.modules.heads import cosine_logits, normalize, pool_regions
+from mlclip_jax.modules.heads import cosine_logits, normalize, patch_products, pool_regions
 from mlclip_jax.modules.prompts import Context, Encoder, context_prompts
 
 
@@ -177,6 +177,13 @@ class TaIDPT(Method):
         """The mean of global and local logits: float32 [b c]."""
         streams = self.streams(image_features, label_features, labels)
         return sum(streams.values()) / len(streams)
+
+    def patch_scores(
+        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+    ) -> Array:
+        """Cosines of regions with the local prompts, global ones without: float32 [b c p]."""
+        texts = normalize(label_features[-1])
+        return self.scale() * patch_products(normalize(image_features.tokens), texts)
 
     def loss(
         self,

@@ -65,9 +65,14 @@ def top_patches(tokens: Array, label_features: Array, k: int) -> Array:
 
     Source: He et al., AAAI 2023 (MKT), Eq. 3, second term, and its released code.
     """
+    return top_mean(patch_products(tokens, label_features), k)
+
+
+def patch_products(tokens: Array, label_features: Array) -> Array:
+    """Inner products of labels with patches: [b p d], [c d] -> float32 [b c p]."""
     f32 = jnp.promote_types(label_features.dtype, jnp.float32)
     tokens, labels = tokens.astype(f32), label_features.astype(f32)
-    return top_mean(jnp.einsum("bpd,cd->bcp", tokens, labels, precision="highest"), k)
+    return jnp.einsum("bpd,cd->bcp", tokens, labels, precision="highest")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

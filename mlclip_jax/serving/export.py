@@ -126,6 +126,7 @@ class Classifier(nnx.Module):
         self.matrix = nnx.Param(matrix)
         self.bias = nnx.Param(bias)
 
+    reads_tokens = False
     labels_see_images = False
     compares_labels = False
 
@@ -133,6 +134,17 @@ class Classifier(nnx.Module):
     normalize = CLIP.normalize
     prepare = CLIP.prepare
     encode_images = CLIP.encode_images
+    patch_scores = Method.patch_scores
+
+    @property
+    def clip(self) -> Classifier:
+        """What of a CLIP there is: the image tower, under the names it has there."""
+        return self
+
+    @property
+    def image_tower(self) -> VisionTransformer | ModifiedResNet:
+        """The tower that the image features come from."""
+        return self.image
 
     @property
     def zero_shot(self) -> bool:

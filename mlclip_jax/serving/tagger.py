@@ -21,7 +21,7 @@ What a score means depends on where it comes from, and `Tagger.score_kind` says 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -36,11 +36,13 @@ from mlclip_jax.clip import weights
 from mlclip_jax.data.transforms import Preprocess, Source
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import predict_fn
+from mlclip_jax.evaluation.maps import Kind, map_fn
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.labels.taxonomies import regroup
 from mlclip_jax.methods.base import Method
 from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
+from mlclip_jax.serving.explanations import Explanation
 from mlclip_jax.serving.export import Classifier
 from mlclip_jax.serving.export import load as load_classifier
 from mlclip_jax.training.build import load_trained, name_features
@@ -83,8 +85,9 @@ class Tagger:
             self.score_kind = "relative"
         if isinstance(method, ZeroShot) or (isinstance(method, Classifier) and method.zero_shot):
             self.score_kind, self._scale = "softmax", float(method.scale())
-        graphdef, state = nnx.split(method)
-        self._predictor = predict_fn(graphdef)
+        self._graphdef, state = nnx.split(method)
+        self._predictor = predict_fn(self._graphdef)
+        self._maps: dict[Kind, Callable[..., Any]] = {}
         self._state = (jax.device_put(nnx.to_pure_dict(state)),)
         self._labels = jax.device_put(method.label_inputs(space, encoder))
         self._features = self._predictor.encode_labels(self._state, self._labels)
@@ -200,7 +203,7 @@ class Tagger:
         Images are decoded by `workers` threads while the device scores the batch before; memory
         is bounded whatever the number of images.
         """
-        _check_choice(top_k, threshold, lowest=-1 if self.score_kind == "relative" else 0)
+        self._check_choice(top_k, threshold)
         waiting: tuple[list[tuple[T, np.ndarray | UserError]], Any] | None = None
         for chunk in _chunks(self._decoded(images, workers), self.batch_size):
             logits = self._logits([pixels for _, pixels in chunk if _readable(pixels)])
@@ -215,6 +218,48 @@ class Tagger:
         chunks = _chunks((self.preprocess(image) for image in images), self.batch_size)
         rows = [np.asarray(self._logits(chunk))[: len(chunk)] for chunk in chunks]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.space)), np.float32)
+
+    def explain(
+        self,
+        images: Iterable[Source],
+        labels: Sequence[str] | None = None,
+        *,
+        kind: Kind = "contrast",
+        top_k: int = 5,
+        threshold: float | None = None,
+    ) -> list[Explanation]:
+        """Where in each image the scores of labels come from.
+
+        Args:
+            images: as `tag` takes them.
+            labels: their names; None: the highest of each image.
+            kind: of the maps, see `mlclip_jax.evaluation.maps`.
+            top_k, threshold: which are the highest, as of `tag`.
+
+        Raises:
+            UserError: an image cannot be read, there is no such label or kind, or a single label,
+                which has no contrast.
+        """
+        self._check_choice(top_k, threshold)
+        if kind == "contrast" and len(self.space) == 1:
+            raise UserError("contrast compares labels and there is one: take patches or grad_cam")
+        if kind not in self._maps:
+            self._maps[kind] = map_fn(self._graphdef, kind)
+        named = None if labels is None else [self.space.index(name) for name in labels]
+        found = []
+        for pixels in _chunks((self.preprocess(image) for image in images), self.batch_size):
+            inputs = self._state, self._batch(pixels), self._features, self._labels
+            logits = np.asarray(self._predictor.logits(*inputs), np.float64)[:, : len(self.space)]
+            if named is None:
+                chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+            else:
+                chosen = np.tile(np.array(named, int), (len(logits), 1))
+            maps = np.asarray(self._maps[kind](*inputs, chosen.astype(np.int32)))
+            for image, row, own, of in zip(pixels, logits, chosen, maps, strict=False):
+                limit = threshold if named is None else None
+                tags = self._tags_of(row, own, limit)
+                found.append(Explanation(image, tags, of[: len(tags)]))
+        return found
 
     def _decoded(
         self, images: Iterable[T], workers: int
@@ -247,10 +292,15 @@ class Tagger:
         """Logits of up to `batch_size` images on the device, `[>=n c]`; None for no image."""
         if not pixels:
             return None
+        batch = self._batch(pixels)
+        return self._predictor.logits(self._state, batch, self._features, self._labels)
+
+    def _batch(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Images together, padded: uint8 `[>=n s s 3]`."""
         size = min(self.batch_size, 1 << (len(pixels) - 1).bit_length())
         batch = np.zeros((size, *pixels[0].shape), np.uint8)
         batch[: len(pixels)] = pixels
-        return self._predictor.logits(self._state, batch, self._features, self._labels)
+        return batch
 
     def _finish(
         self,
@@ -269,6 +319,10 @@ class Tagger:
     def _tags(self, logits: np.ndarray, top_k: int | None, threshold: float | None) -> list[Tag]:
         """Sorted labels of one image from its logits `[c]`; equal scores keep the labels' order."""
         order = np.argsort(-logits, kind="stable")[:top_k]
+        return self._tags_of(logits, order, threshold)
+
+    def _tags_of(self, logits: np.ndarray, order: np.ndarray, threshold: float | None) -> list[Tag]:
+        """Labels in this order, up to the first below the threshold."""
         if self.score_kind == "sigmoid":
             scores = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
         elif self.score_kind == "relative":
@@ -287,6 +341,15 @@ class Tagger:
             tags.append(tag)
         return tags
 
+    def _check_choice(self, top_k: int | None, threshold: float | None) -> None:
+        lowest = -1 if self.score_kind == "relative" else 0
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k must be at least 1, not {top_k}")
+        if threshold is not None and not lowest <= threshold <= 1:
+            raise UserError(
+                f"the threshold is compared with scores between {lowest} and 1; got {threshold}"
+            )
+
 
 def _space(labels: LabelSpace | Sequence[str]) -> LabelSpace:
     return labels if isinstance(labels, LabelSpace) else LabelSpace(tuple(labels))
@@ -294,15 +357,6 @@ def _space(labels: LabelSpace | Sequence[str]) -> LabelSpace:
 
 def _readable(pixels: np.ndarray | UserError) -> bool:
     return not isinstance(pixels, UserError)
-
-
-def _check_choice(top_k: int | None, threshold: float | None, *, lowest: int) -> None:
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k must be at least 1, not {top_k}")
-    if threshold is not None and not lowest <= threshold <= 1:
-        raise UserError(
-            f"the threshold is compared with scores between {lowest} and 1; got {threshold}"
-        )
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
