@@ -125,3 +125,34 @@ def test_every_split_works_and_errors_are_clear():
     ):
         with pytest.raises(UserError, match=message):
             Scenes(**kwargs)
+
+
+def test_boxes_are_where_the_pixels_change(monkeypatch):
+    """An object in another colour changes pixels up to its box's four edges, and none outside."""
+    source = Scenes("test", 40)
+    plain = source._objects
+    for i in range(40):
+        *others, last = plain(i, source._draws(i))  # nothing is drawn over the last one
+        images = []
+        for value in (0.3, 0.7):
+            found = [*others, (*last[:5], np.full(3, value, np.float32))]
+            monkeypatch.setattr(source, "_objects", lambda *_, found=found: found)
+            images.append(source.image(i) / 255)
+        monkeypatch.undo()
+        alpha = (images[1] - images[0]).mean(-1) / 0.4
+        x0, y0, x1, y1 = source.boxes(i)[-1].box
+        rows, columns = np.nonzero(alpha > 0.31)  # pixels are rounded
+        assert rows.min() >= y0 and rows.max() < y1 and columns.min() >= x0 and columns.max() < x1
+        rows, columns = np.nonzero(alpha > 0.29)
+        assert rows.min() <= y0 and rows.max() >= y1 - 1
+        assert columns.min() <= x0 and columns.max() >= x1 - 1
+
+
+def test_boxes_by_label():
+    source = Scenes("train", 60)
+    for i in range(60):
+        boxes = source.label_boxes(i)
+        assert set(boxes) == set(np.flatnonzero(source.label_matrix()[i] == 1))
+        for label, of in boxes.items():
+            assert of == [o.box for o in source.boxes(i) if label in (o.kind, o.colour)]
+    assert any(len(of) > 1 for i in range(60) for of in source.label_boxes(i).values())
