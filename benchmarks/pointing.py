@@ -38,11 +38,10 @@ def score(maps: np.ndarray, scenes: Scenes) -> dict[str, float]:
     taxonomy = scenes.space.taxonomy
     group = np.array(taxonomy.group_of)[labels]
     rows = {"all": np.ones(len(labels), bool)}
-    rows |= {name: group == number for number, name in enumerate(taxonomy.names)}
+    rows |= {name: group == number for number, name in enumerate(taxonomy.group_names)}
     found = {name: float(100 * np.mean(hits, where=of)) for name, of in rows.items()}
-    return found | {
-        f"chance, {name}": float(100 * np.mean(chance, where=of)) for name, of in rows.items()
-    }
+    odds = {f"chance, {name}": float(100 * np.mean(chance, where=of)) for name, of in rows.items()}
+    return found | odds
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def main() -> None:
             explained = tagger.explain(images, scenes.space.names, kind=kind)
             figures = score(np.stack([of.maps for of in explained]), scenes)
             rows.append({"model": title, "maps": kind, **figures})
-    names = ("all", *scenes.space.taxonomy.names)
+    names = ("all", *scenes.space.taxonomy.group_names)
     lines = [f"| model | maps | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
     chance = [f"{rows[0][f'chance, {name}']:.1f}" for name in names]
     lines.append(f"| chance | | {' | '.join(chance)} |")
@@ -79,8 +78,12 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         timing.save(args.out.with_suffix(".json"), {"images": args.images, "rows": rows})
-        text = f"# The pointing game on {args.images} test scenes\n\n" + "\n".join(lines) + "\n"
-        args.out.with_suffix(".md").write_text(text)
+        text = [f"# The pointing game on {args.images} test scenes, per cent", ""]
+        if args.workdir:
+            text.append("    mlclip train --config=configs/mkt/scenes.py --workdir=runs/mkt")
+        command = "--workdir=runs/mkt " * bool(args.workdir)
+        text += [f"    python benchmarks/pointing.py {command}--out {args.out}", "", *lines]
+        args.out.with_suffix(".md").write_text("\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
