@@ -40,6 +40,7 @@ class Explanation:
         """The image, and beside it each label's map over it, with label and score below.
 
         Each map has the whole range of colours: they compare places, not labels.
+        Pillow's own font writes the names: letters beyond ASCII may be missing.
         """
         side = max(_SIDE, self.pixels.shape[0])
         image = Image.fromarray(self.pixels).resize((side, side), Image.Resampling.BICUBIC)

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from mlclip_jax import tag
+from mlclip_jax import methods, tag
+from mlclip_jax.clip import weights
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.maps import map_fn
+from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.serving import explanations
 from mlclip_jax.serving.explanations import Explanation, Folder, overlay
+from mlclip_jax.serving.export import Origin, fold
 from mlclip_jax.serving.tagger import Tagger
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,6 +66,21 @@ def test_the_highest_labels_and_named_ones(tagger, images, kind):
         assert [x["label"] for x in of.tags] == ["sky", "cat"]
         own = maps_of(tagger, kind, of.pixels, [3, 0])
         np.testing.assert_allclose(of.maps, own, atol=2e-4 * abs(own).max())
+
+
+@pytest.mark.parametrize("kind", ["contrast", "grad_cam"])
+def test_a_classifier_explains_as_the_method_it_was_made_of(folder, tagger, images, kind):
+    checkpoint = weights.resolve(folder)
+    space, encoder = LabelSpace(LABELS), checkpoint.tokenizer()
+    spec = {"name": "zero_shot"}
+    method = methods.build(spec, checkpoint.load(), space=space, encoder=encoder, rngs=nnx.Rngs(0))
+    origin = Origin("zero_shot", "small", "0", 0, "raw")
+    folded = Tagger(fold(method, space, encoder, origin), space, None, tagger.preprocess)
+    pairs = zip(folded.explain(images, kind=kind), tagger.explain(images, kind=kind), strict=True)
+    for of, expected in pairs:
+        assert [x["label"] for x in of.tags] == [x["label"] for x in expected.tags]
+        bar = 1e-3 * abs(expected.maps).max()
+        np.testing.assert_allclose(of.maps, expected.maps, atol=bar)
 
 
 def test_a_threshold_leaves_out_labels_with_their_maps(tagger, images):
