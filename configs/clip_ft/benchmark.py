@@ -10,9 +10,9 @@ annotations), backbone=ViT-B/16 (or another ViT), whole (train the whole tower),
 
 The paper gives no settings for this row: they are those of MKT's first stage, AdamW at 1e-3 with
 decay 0.005, its layer-wise rates for the last two blocks, cosine after two epochs of warm-up,
-batches of 128, 20 epochs (4 on Open Images), random crops with RandAugment. Its code normalises
-with ImageNet's statistics (--config.backbone.image_norm=imagenet) and tests on the inner 224 of 256
-pixels; here the whole of the shorter side is seen. Another CLIP than a ViT preset trains as a whole
+batches of 128, 20 epochs (4 on Open Images), random crops with RandAugment, tests on the inner 224
+of 256 pixels. Its code normalises with ImageNet's statistics
+(--config.backbone.image_norm=imagenet). Another CLIP than a ViT preset trains as a whole
 (backbone=RN50,whole), at 1e-5. Where only positives are known the other labels count as negative.
 ZSL scores the unseen labels by themselves, as MKT does.
 """
@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "_spml_" in arg.data:
         method["loss"] = "ranking(skip_without_positives=True, ignore_unobserved=False)"
     config = _SHARED["benchmark"](arg, method)
-    config.data.augment = "randaugment"
+    config.data.update(resize="resize256", augment="randaugment")
     config.batch_size = 128
     config.duration = "4 epochs" if arg.data.startswith("openimages") else "20 epochs"
     config.optim = {

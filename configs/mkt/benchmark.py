@@ -19,10 +19,11 @@ The recipe "paper": AdamW at 1e-3 with decay 0.005 for 20 epochs (4 on Open Imag
 release's: layer-wise rates for the last two blocks, cosine after two epochs of warm-up, random
 crops with RandAugment. "released" is what the code runs: decay 0.05, batches of 64, k 16 and
 ImageNet's pixel statistics; then start and end of text with the prompt, 1e-3 for 4 epochs in
-batches of 512. The release tests on the inner 224 of 256 pixels; here the whole shorter side is
-seen. Both stages start from CLIP; the paper says ImageNet-1k for the student (student=).
+batches of 512. Both test on the inner 224 of 256 pixels, and start from CLIP; the paper says
+ImageNet-1k for the student (student=).
 
-ZSL scores the unseen labels by themselves, GZSL all; published figures are Table 1's.
+ZSL scores the unseen labels by themselves, GZSL all; the figures of Tables 1 to 4 stand beside
+their rows.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise unknown("recipe", arg.recipe, ("paper", "released"))
     released, large = arg.recipe == "released", arg.data.startswith("openimages")
     config = _SHARED["benchmark"](arg, _COMMON["method"](arg.row, arg.variant))
-    config.data.augment = "randaugment"
+    config.data.update(resize="resize256", augment="randaugment")
     config.batch_size = 64 if released else 128
     config.duration = "4 epochs" if large else "20 epochs"
     config.optim = {
