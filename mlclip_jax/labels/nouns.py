@@ -21,7 +21,7 @@ import numpy as np
 
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.matching import names_of, normalised, read_aliases, singulars
-from mlclip_jax.labels.space import LabelSpace, readable
+from mlclip_jax.labels.space import LabelSpace, readable, split_template
 from mlclip_jax.spec import hint
 
 # Letters and digits, or one mark: no name goes across a comma. Hyphens separate as blanks do.
@@ -237,8 +237,7 @@ def check_templates(templates: Sequence[str]) -> None:
     if isinstance(templates, str):
         raise UserError(f"templates: a list is expected, not the single text {templates!r}")
     for template in templates:
-        if template.count("{}") != 1:
-            raise UserError(f'template {template!r} must hold one "{{}}", where the label goes')
+        split_template(template)
 
 
 def template_captions(

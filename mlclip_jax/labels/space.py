@@ -25,6 +25,18 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
+def split_template(template: str) -> tuple[str, str]:
+    """What a template has before and after the label.
+
+    Raises:
+      UserError: the template has not exactly one "{}".
+    """
+    if template.count("{}") != 1:
+        raise UserError(f'template {template!r} needs exactly one "{{}}" where the label goes')
+    head, tail = template.split("{}")
+    return head, tail
+
+
 def _check_names(names: Sequence[str], what: str, *, unique: bool) -> tuple[str, ...]:
     """Returns `names` as a tuple; raises for an empty list, empty names and (if asked) repeats."""
     if isinstance(names, str):

@@ -51,14 +51,13 @@ from mlclip_jax.clip.plain_vit import plain_config, read_plain
 from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.clip.vit import VisionTransformer
 from mlclip_jax.errors import UserError
-from mlclip_jax.labels.space import LabelSpace
+from mlclip_jax.labels.space import LabelSpace, split_template
 from mlclip_jax.labels.word_vectors import read_word_vectors, vector_size
 from mlclip_jax.methods.base import Batch, LabelInputs, Method, MethodConfig, Progress
 from mlclip_jax.modules.heads import normalize_over_labels, patch_products, top_patches
 from mlclip_jax.modules.prompts import (
     Context,
     Encoder,
-    split_template,
     template_features,
     tuned_prompts,
 )

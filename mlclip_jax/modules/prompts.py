@@ -19,7 +19,7 @@ from jax import Array
 from mlclip_jax.clip import CLIP, PromptTokens
 from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.errors import UserError
-from mlclip_jax.labels.space import readable
+from mlclip_jax.labels.space import readable, split_template
 
 ClassPosition = Literal["end", "middle", "front"]
 
@@ -67,18 +67,6 @@ def pack(
         ids[i, : len(row) + 1] = [*row, encoder.eot]
     eot = np.array([len(row) for row in own], np.int32)
     return PromptTokens(np.array(prefix, np.int32), ids, eot)
-
-
-def split_template(template: str) -> tuple[str, str]:
-    """What is before and after the label.
-
-    Raises:
-        UserError: the template has not exactly one "{}".
-    """
-    if template.count("{}") != 1:
-        raise UserError(f'template {template!r} needs exactly one "{{}}" where the label goes')
-    head, tail = template.split("{}")
-    return head, tail
 
 
 def template_prompts(template: str, names: Sequence[str], encoder: Encoder) -> PromptTokens:

@@ -17,8 +17,8 @@ from mlclip_jax.clip.arrays import NamedArrays
 from mlclip_jax.clip.layouts import SAME, TRANSPOSE, Row, Transform, row_of
 from mlclip_jax.clip.tokenizer import Tokenizer
 from mlclip_jax.errors import UserError
+from mlclip_jax.labels.space import split_template
 from mlclip_jax.methods.mkt import MKT
-from mlclip_jax.modules.prompts import split_template
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX
 from released.base import Release, tower_rows
 

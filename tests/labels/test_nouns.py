@@ -238,7 +238,7 @@ def test_errors_of_texts():
     with pytest.raises(UserError, match="a list is expected"):
         template_captions(pets, "a {}")
     for template in ("a photo", "{} {}"):
-        with pytest.raises(UserError, match="must hold one"):
+        with pytest.raises(UserError, match=r'needs exactly one "\{\}"'):
             template_captions(pets, ["a {}", template])
 
 
