@@ -15,9 +15,9 @@ from mlclip_jax.data.pipeline import eval_batches
 from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import EvalResult, Predictor, evaluate, predict_fn
 from mlclip_jax.evaluation.streams import Streams
-from mlclip_jax.methods.base import Method, image_features
+from mlclip_jax.methods.base import LabelInputs, Method, image_features
 from mlclip_jax.training.build import Trained
-from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels
+from mlclip_jax.training.mesh import make_mesh, replicate, shard_labels, split_over_data
 
 
 class Scorer:
@@ -62,27 +62,22 @@ class Scorer:
         Raises:
           UserError: the label space has no such subset.
         """
-        space, mesh = self.data.space, self.mesh
-        tasks = {name: space.indices(name) for name in subsets}
+        tasks = {name: self.data.space.indices(name) for name in subsets}
         passes: dict[Any, dict[str, Any]] = {}
         for title, method in methods.items():
             graphdef, state = nnx.split(method)
-            leaves = (replicate(nnx.to_pure_dict(state), mesh),)
-            passes.setdefault(graphdef, {})[title] = leaves
+            passes.setdefault(graphdef, {})[title] = self._leaves(state)
         found: dict[str, EvalResult] = {}
         for graphdef, states in passes.items():
             one = methods[next(iter(states))]
-            labels = one.label_inputs(space, self.tokenizer, multiple_of=mesh.size)
-            if graphdef not in self.predictors:
-                self.predictors[graphdef] = predict_fn(graphdef, mesh)
             workers = self.data.config.num_workers
             found |= evaluate(
-                self.predictors[graphdef],
+                self._predictor(graphdef),
                 states,
-                shard_labels(labels, mesh),
+                self._labels(one),
                 eval_batches(self.data.evals[split], self.batch_size, num_workers=workers),
-                space,
-                mesh=mesh,
+                self.data.space,
+                mesh=self.mesh,
                 tasks=tasks if one.compares_labels else {},
             )
         return {title: found[title] for title in methods}
@@ -95,27 +90,38 @@ class Scorer:
           split: one of those that were opened.
           images: at most so many.
         """
+        if type(method).streams is Method.streams:
+            return None
         graphdef, state = nnx.split(method)
-        labels = method.label_inputs(self.data.space, self.tokenizer)
+        leaves, labels = self._leaves(state), self._labels(method)
+        features = self._predictor(graphdef).encode_labels(leaves, labels)
 
         @jax.jit
-        def run(state: Any, labels: Any, pixels: jax.Array) -> dict[str, jax.Array]:
-            method = nnx.merge(graphdef, state)
-            if method.labels_see_images:
-                return {}
-            seen = image_features(method, pixels)
-            return method.streams(seen, method.encode_labels(labels), labels)
+        def run(
+            leaves: Sequence[Any], pixels: jax.Array, features: Any, labels: LabelInputs
+        ) -> dict[str, jax.Array]:
+            method = nnx.merge(graphdef, *leaves)
+            return method.streams(image_features(method, pixels), features, labels)
 
         scores: dict[str, list[np.ndarray]] = {}
-        targets = []
+        targets, c = [], len(self.data.space)
         batches = eval_batches(self.data.evals[split], self.batch_size)
         for batch in islice(batches, -(-images // self.batch_size)):
-            found = jax.device_get(run(state, labels, batch["images"]))
-            if not found:
-                return None
-            mask, c = batch["mask"], len(self.data.space)
-            for name, values in found.items():
-                scores.setdefault(name, []).append(values[mask][:, :c])
-            targets.append(batch["targets"][mask])
-        joined = {name: np.concatenate(values) for name, values in scores.items()}
-        return Streams(joined, np.concatenate(targets))
+            pixels = jax.device_put(batch["images"], split_over_data(self.mesh))
+            for name, values in jax.device_get(run(leaves, pixels, features, labels)).items():
+                scores.setdefault(name, []).append(values[batch["mask"]][:, :c])
+            targets.append(batch["targets"][batch["mask"]])
+        joined = {name: np.concatenate(values)[:images] for name, values in scores.items()}
+        return Streams(joined, np.concatenate(targets)[:images])
+
+    def _predictor(self, graphdef: nnx.GraphDef) -> Predictor:
+        if graphdef not in self.predictors:
+            self.predictors[graphdef] = predict_fn(graphdef, self.mesh)
+        return self.predictors[graphdef]
+
+    def _leaves(self, state: nnx.State) -> tuple[dict[str, Any]]:
+        return (replicate(nnx.to_pure_dict(state), self.mesh),)
+
+    def _labels(self, method: Method) -> LabelInputs:
+        labels = method.label_inputs(self.data.space, self.tokenizer, multiple_of=self.mesh.size)
+        return shard_labels(labels, self.mesh)
