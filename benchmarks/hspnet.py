@@ -14,12 +14,11 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 from __future__ import annotations
 
 import argparse
-import os
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from paired import Job, Runs, cell, job
+from paired import Job, Runs, cell, job, parser
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hspnet" / "scenes.py"
 ZERO_SHOT = CONFIG.parents[1] / "zero_shot" / "scenes.py"
@@ -62,16 +61,10 @@ def settings(job: Job) -> Any:
 
 def main() -> None:
     """Tune, run all rows and curves, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--curve_seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    json_path = args.out.with_suffix(".json") if args.out else None
-    if json_path:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-    runs = Runs(json_path, args.workers, settings)
+    arguments = parser(__doc__)
+    arguments.add_argument("--curve_seeds", type=int, default=3)
+    args = arguments.parse_args()
+    runs = Runs(args.out, args.workers, settings)
 
     tuning = {(t, r): job(a, TUNING_SEED, r) for t, a in ROWS.items() for r in RATES}
     tuned = dict(zip(tuning, runs.scores(list(tuning.values())), strict=True))

@@ -15,14 +15,12 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paired import Job, Runs, cell, job
+from paired import Job, Runs, cell, job, parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (3e-5, 1e-4, 3e-4)
@@ -128,15 +126,8 @@ def table(scores: Mapping[str, list[dict[str, float]]], words: Mapping[str, str]
 
 def main() -> None:
     """Choose rates, run all rows, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    path = args.out.with_suffix(".json") if args.out else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    runs = Runs(path, args.workers, settings, run=run)
+    args = parser(__doc__).parse_args()
+    runs = Runs(args.out, args.workers, settings, run=run)
 
     def best(jobs: Mapping[float, Job]) -> float:
         found = dict(zip(jobs, runs.scores(list(jobs.values())), strict=True))

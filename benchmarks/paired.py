@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
@@ -35,13 +36,23 @@ def job(arguments: str, seed: int, rate: float | None = None) -> Job:
     return Job(arguments.format(seed=seed), seed, rate)
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """Of the arguments that all comparisons have: --seeds, --workers and --out."""
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("--seeds", type=int, default=5)
+    made.add_argument("--workers", type=int, default=os.cpu_count())
+    made.add_argument("--out", type=Path, help="results, without suffix: .json and .md are written")
+    return made
+
+
 class Runs:
     """Runs by what decides them, each done once and written at once, several at a time.
 
     Every worker has a core to itself: small convolutions do not fill two.
 
     Args:
-        path: JSON file of the runs, read and written; runs of other settings are done again.
+        out: place of the JSON file of the runs, whatever its suffix, read and written; runs of
+            other settings are done again.
         workers: processes.
         settings: configuration of a job; a function that can be imported.
         per_class: keep the average precision of each class on "test" too.
@@ -51,7 +62,7 @@ class Runs:
 
     def __init__(
         self,
-        path: Path | None,
+        out: Path | None,
         workers: int,
         settings: Callable[[Job], Any],
         *,
@@ -59,13 +70,13 @@ class Runs:
         cached: bool = False,
         run: Callable[..., tuple[Job, dict[str, Any]]] | None = None,
     ) -> None:
-        self.path, self.workers, self.found = path, workers, {}
+        self.path, self.workers, self.found = out and out.with_suffix(".json"), workers, {}
         self.settings = settings
         self.run = functools.partial(_run, settings, per_class=per_class, cached=cached)
         if run is not None:
             self.run = functools.partial(run, settings)
-        if path is not None and path.exists():
-            self.found = json.loads(path.read_text())["runs"]
+        if self.path is not None and self.path.exists():
+            self.found = json.loads(self.path.read_text())["runs"]
 
     def scores(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The score of each job, as `_run` gives it."""

@@ -14,15 +14,13 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from paired import Job, Runs, cell, job
+from paired import Job, Runs, cell, job, parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -162,15 +160,8 @@ def table(
 
 def main() -> None:
     """Tune, run all rows, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    path = args.out.with_suffix(".json") if args.out else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    runs = Runs(path, args.workers, settings, per_class=True, cached=True)
+    args = parser(__doc__).parse_args()
+    runs = Runs(args.out, args.workers, settings, per_class=True, cached=True)
 
     rows = {(s.title, title): of for s in SETTINGS for title, of in s.rows.items()}
     tuning = {(key, rate): job(of, TUNING_SEED, rate) for key, of in rows.items() for rate in RATES}
