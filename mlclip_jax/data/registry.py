@@ -111,7 +111,15 @@ def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -
         )
 
     def source(split: str, view: str) -> Scenes:
-        return Scenes(split, sizes[split], seed=config.seed, image_size=size, view=view)
+        return Scenes(
+            split,
+            sizes[split],
+            seed=config.seed,
+            image_size=size,
+            object_scale=config.object_scale,
+            objects=config.train_objects if split == "train" else None,
+            view=view,
+        )
 
     evals = {split: source(split, "full") for split in splits}
     return DataSplits(

@@ -4,10 +4,11 @@ A scene is a square RGB image (64 pixels unless asked otherwise) with two to fou
 grey background, at most one in each quadrant. An object has a kind and a colour: a kind is one of
 ten digits (images of real handwriting, scikit-learn's `load_digits`) or six drawn shapes. Labels
 are the kinds and the colours that are present: 22 in three groups (`labels.catalog.scenes`).
+Another number of objects and smaller ones can be asked for.
 
-Every scene is a pure function of (seed, split, index, image size): all its random numbers come
-from a counter-based hash of these, so access is random, no state is kept, and the labels of a whole
-split are known without rendering anything.
+Every scene is a pure function of (seed, split, index) and of how it is to look: all its random
+numbers come from a counter-based hash of the three, so access is random, no state is kept, and the
+labels of a whole split are known without rendering anything.
 
 Splits ("train", "validation", "test") share no digit image: each digit's images are divided
 0.6 / 0.2 / 0.2.
@@ -70,6 +71,7 @@ _ATTEMPTS = 6  # draws of a kind before the next unused kind is taken
 # Sizes of objects in pixels of a 64-pixel scene, both ends included.
 _DIGIT_SIZES = (24, 30)
 _SHAPE_SIZES = (17, 27)
+_MIN_SIDE = 4  # pixels as drawn
 _ANGLES = (-15, -10, -5, 0, 5, 10, 15)  # degrees, shapes only
 
 # Numbers of the random draws of one scene.
@@ -203,10 +205,10 @@ def _shape_mask(shape: int, size: int, angle: int) -> np.ndarray:
     return mask.reshape(size, fine, size, fine).mean((1, 3)).astype(np.float32)
 
 
-def _draw_objects(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _draw_objects(u: np.ndarray, objects: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Kinds and colours of scenes: indices into KINDS and _COLOURS, int64 [n 4] each, -1 = none."""
     n = len(u)
-    count = 2 + _pick(u[:, _COUNT], _MAX_OBJECTS - 1)
+    count = objects or 2 + _pick(u[:, _COUNT], _MAX_OBJECTS - 1)
     family = _pick(u[:, _FAMILY], len(FAMILIES))
     shape_of = np.array([KINDS.index(shape) for _, shape, _ in FAMILIES])
     colour_of = np.array([_COLOURS.index(colour) for colour, _, _ in FAMILIES])
@@ -247,6 +249,8 @@ class Scenes:
       size: number of scenes; a larger split starts with the scenes of a smaller one.
       seed: of the scenes and, unless a view names its own, of the views.
       image_size: pixels of a side; objects grow with it.
+      object_scale: size of objects relative to the usual one, in (0, 1].
+      objects: how many are in each scene, 1 to 4, the first ones drawn; None: two to four as drawn.
       view: label views applied to the full labels, e.g. "single_positive" or
         "long_tail+partial(0.3)"; see `data.protocols`. Views may leave out images.
 
@@ -260,6 +264,8 @@ class Scenes:
         *,
         seed: int = 0,
         image_size: int = 64,
+        object_scale: float = 1.0,
+        objects: int | None = None,
         view: str = "full",
     ) -> None:
         if split not in SPLITS:
@@ -268,10 +274,19 @@ class Scenes:
             raise UserError(f"size is {size}: Scenes needs at least one image")
         if image_size < 32:
             raise UserError(f"image_size is {image_size}: Scenes needs at least 32 pixels")
+        least = _MIN_SIDE * 64 / (min(*_DIGIT_SIZES, *_SHAPE_SIZES) * image_size)
+        if not least <= object_scale <= 1:
+            raise UserError(
+                f"object_scale is {object_scale}: at image_size={image_size} it must be from "
+                f"{np.ceil(least * 100) / 100:g} (objects of {_MIN_SIDE} pixels a side) to 1"
+            )
+        if objects not in (None, 1, 2, 3, 4):
+            raise UserError(f"objects (data.train_objects) is {objects}: use 1 to 4, or None")
         self.split, self.seed, self.image_size, self.view = split, seed, image_size, view
+        self.object_scale, self.objects = object_scale, objects
         self.space: LabelSpace = catalog.scenes()
         index = np.arange(size, dtype=np.int64)
-        kinds, colours = _draw_objects(_uniform(seed, SPLITS.index(split), index))
+        kinds, colours = _draw_objects(_uniform(seed, SPLITS.index(split), index), objects)
         full = np.full((size, len(self.space)), -1, np.int8)
         rows = np.broadcast_to(index[:, None], kinds.shape)
         full[rows[kinds >= 0], kinds[kinds >= 0]] = 1
@@ -287,9 +302,10 @@ class Scenes:
 
     def __repr__(self) -> str:
         # grain names its transformations by the source's repr; it must be stable and short.
+        look = "".join(f", {name}={value}" for name, value in self._look().items())
         return (
             f"Scenes({self.split!r}, {len(self)}, seed={self.seed}, "
-            f"image_size={self.image_size}, view={self.view!r})"
+            f"image_size={self.image_size}{look}, view={self.view!r})"
         )
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -305,7 +321,12 @@ class Scenes:
         """What decides the images, see `data.features`."""
         scenes = hashlib.sha256(self._scene.tobytes()).hexdigest()
         named = {"split": self.split, "seed": self.seed, "image_size": self.image_size}
-        return {"name": "scenes", **named, "scenes": scenes}
+        return {"name": "scenes", **named, **self._look(), "scenes": scenes}
+
+    def _look(self) -> dict[str, Any]:
+        """The settings of objects that are not the usual ones: usual scenes are named without."""
+        look = {"object_scale": (self.object_scale, 1), "objects": (self.objects, None)}
+        return {name: value for name, (value, usual) in look.items() if value != usual}
 
     def label_matrix(self, *, full: bool = False) -> np.ndarray:
         """Targets of all examples, int8 [n 22], without rendering.
@@ -330,7 +351,8 @@ class Scenes:
             for k, c in zip(self._kinds[i], self._colours[i], strict=True)
             if k >= 0
         ]
-        return f"a photo of {', '.join(things[:-1])} and {things[-1]}."
+        others = f"{', '.join(things[:-1])} and " if things[1:] else ""
+        return f"a photo of {others}{things[-1]}."
 
     @property
     def captions(self) -> tuple[tuple[str, ...], ...]:
@@ -379,7 +401,7 @@ class Scenes:
     def _objects(self, i: int, u: np.ndarray) -> list[tuple[int, int, int, int, Any, Any]]:
         """(kind, colour, x, y, alpha [s s], rgb [3]) of each object; (x, y) is the top left."""
         cells = np.argsort(u[_ORDER] * np.array([1.0, 7.0, 31.0, 101.0]) % 1.0, kind="stable")
-        half, scale = self.image_size / 2, self.image_size / 64
+        half, scale = self.image_size / 2, self.image_size / 64 * self.object_scale
         out = []
         for slot, (kind, colour) in enumerate(zip(self._kinds[i], self._colours[i], strict=True)):
             if kind < 0:
@@ -395,7 +417,7 @@ class Scenes:
             else:
                 angle = _ANGLES[int(_pick(draw[_ANGLE], len(_ANGLES)))]
                 alpha = _shape_mask(int(kind) - len(_DIGITS), side, angle)
-            # Anywhere in its quadrant, and up to three pixels over its edges.
+            # Anywhere in its quadrant, and up to three (scaled) pixels over its edges.
             cell = np.array([cells[slot] % 2, cells[slot] // 2]) * half
             over = 3 * scale
             at = cell - over + draw[[_X, _Y]] * max(half - side + 2 * over, 1)

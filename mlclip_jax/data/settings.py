@@ -41,18 +41,23 @@ class ScenesConfig(DataConfig):
 
     Attributes:
       train_view: what the training labels show, e.g. "single_positive" or "partial(0.1)".
+      train_objects: objects in each training scene, 1 to 4; None: two to four as drawn.
       num_train, num_validation, num_test: scenes in each split.
       seed: of the scenes and views.
       image_size: pixels of a side; None takes the backbone's.
+      object_scale: size of objects relative to the usual one, in (0, 1]: 0.5 draws those of a
+        64-pixel scene in one of 128 pixels.
       augment_flip: mirror each training image with probability one half.
     """
 
     train_view: str = "full"
+    train_objects: int | None = None
     num_train: int = 2000
     num_validation: int = 500
     num_test: int = 1000
     seed: int = 0
     image_size: int | None = None
+    object_scale: float = 1.0
     augment_flip: bool = False
 
     @property

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import numpy as np
 import pytest
 
+from mlclip_jax.data import registry
 from mlclip_jax.data import scenes as module
 from mlclip_jax.data.scenes import KINDS, SPLITS, Scenes
 from mlclip_jax.errors import UserError
@@ -12,6 +14,10 @@ from mlclip_jax.labels.catalog import scenes as label_space
 
 NAMES = label_space().names
 PIXELS = (620306, 308553068)  # sums of one scene's bytes, plain and weighted
+DIGESTS = {  # of labels, captions, boxes, names and identities of usual scenes, by image size
+    64: "d8933f77a3aaeb0c6ee2c82aef4339baa52ebd7c9d84d851e0e17b245c202321",
+    96: "62f2648d70b7d5f2725955ac9ab77e6b6dca4577f7cfb2f9c6cc8c135cafbdbf",
+}
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone():
@@ -32,6 +38,21 @@ def test_pixels_of_a_known_scene():
     image = Scenes("test", 3, seed=0).image(2).astype(np.int64)
     weights = np.arange(image.size).reshape(image.shape) % 1009
     assert (int(image.sum()), int((image * weights).sum())) == PIXELS
+
+
+@pytest.mark.parametrize("size", DIGESTS)
+def test_usual_scenes_stay_as_they_are(size):
+    """Caches and checkpoints of runs hold these: settings added later must change none of them."""
+    found = hashlib.sha256()
+    for split in SPLITS:
+        source = Scenes(split, 40, seed=5, image_size=size, view="partial(0.5)")
+        things = [(source.caption(i), source.boxes(i), source.label_boxes(i)) for i in range(40)]
+        found.update(repr((source, source.identity(), things)).encode())
+        found.update(source.label_matrix().tobytes() + source.label_matrix(full=True).tobytes())
+    assert found.hexdigest() == DIGESTS[size]
+    usual = Scenes("test", 3, image_size=size)
+    assert repr(usual) == f"Scenes('test', 3, seed=0, image_size={size}, view='full')"
+    assert list(usual.identity()) == ["name", "split", "seed", "image_size", "scenes"]
 
 
 def test_items():
@@ -121,6 +142,12 @@ def test_every_split_works_and_errors_are_clear():
         ({"split": "val", "size": 5}, "no split named 'val'.*validation"),
         ({"split": "train", "size": 0}, "at least one image"),
         ({"split": "train", "size": 5, "image_size": 16}, "at least 32 pixels"),
+        ({"split": "train", "size": 5, "object_scale": 1.5}, "object_scale is 1.5: .* to 1"),
+        ({"split": "train", "size": 5, "object_scale": 0.0}, "object_scale is 0.0: .*from 0.24"),
+        ({"split": "train", "size": 5, "object_scale": 0.2}, "=64 .*from 0.24 .*4 pixels"),
+        ({"split": "train", "size": 5, "object_scale": float("nan")}, "object_scale is nan"),
+        ({"split": "train", "size": 5, "objects": 0}, "objects .*is 0: use 1 to 4"),
+        ({"split": "train", "size": 5, "objects": 5}, "objects .*is 5: use 1 to 4"),
         ({"split": "train", "size": 5, "view": "partal(0.1)"}, "did you mean 'partial'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -156,3 +183,111 @@ def test_boxes_by_label():
         for label, of in boxes.items():
             assert of == [o.box for o in source.boxes(i) if label in (o.kind, o.colour)]
     assert any(len(of) > 1 for i in range(60) for of in source.label_boxes(i).values())
+
+
+def test_object_scale_makes_small_things_in_a_large_image():
+    usual, large = Scenes("train", 200), Scenes("train", 200, image_size=128)
+    small = Scenes("train", 200, image_size=128, object_scale=0.5)
+    np.testing.assert_array_equal(small.label_matrix(), large.label_matrix())
+    assert small.captions == large.captions
+    spread = []
+    for i in range(200):
+        for a, b, c in zip(small.boxes(i), usual.boxes(i), large.boxes(i), strict=True):
+            assert (a.kind, a.colour) == (b.kind, b.colour) == (c.kind, c.colour)
+            box, same, twice = (np.reshape(o.box, (2, 2)) for o in (a, b, c))
+            np.testing.assert_array_equal(np.diff(box, axis=0), np.diff(same, axis=0))
+            assert abs(2 * np.diff(box, axis=0) - np.diff(twice, axis=0)).max() <= 3
+            np.testing.assert_array_equal(box.mean(0) // 64, twice.mean(0) // 64)
+            spread.append(box.mean(0) % 64)
+        by_label = small.label_boxes(i)
+        assert {box for of in by_label.values() for box in of} == {o.box for o in small.boxes(i)}
+        found, as_usual = (s._objects(i, s._draws(i)) for s in (small, usual))
+        for (*_, alpha, rgb), (*_, same, same_rgb) in zip(found, as_usual, strict=True):
+            np.testing.assert_array_equal(alpha, same)  # the very pixels of a 64-pixel scene
+            np.testing.assert_array_equal(rgb, same_rgb)
+    assert np.min(spread) < 12 and np.max(spread) > 52  # anywhere in their quadrants
+    assert small.image(0).shape == large.image(0).shape == (128, 128, 3)
+    assert not np.array_equal(small.image(0), large.image(0))
+
+
+@pytest.mark.parametrize(("image_size", "object_scale"), [(64, 0.236), (128, 0.118), (32, 0.48)])
+def test_the_smallest_objects_can_be_seen(image_size, object_scale):
+    source = Scenes("train", 300, image_size=image_size, object_scale=object_scale)
+    half = image_size / 2
+    for i in range(300):
+        boxes = [np.reshape(o.box, (2, 2)) for o in source.boxes(i)]
+        assert all(np.diff(box, axis=0).min() >= 1 and (box >= 0).all() for box in boxes)
+        assert len({tuple(box.mean(0) // half) for box in boxes}) == len(boxes)
+        assert min(alpha.shape[0] for *_, alpha, _ in source._objects(i, source._draws(i))) >= 4
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3, 4])
+def test_number_of_objects(objects):
+    source, usual = Scenes("train", 100, objects=objects), Scenes("train", 100)
+    labels = source.label_matrix() > 0
+    assert (labels[:, : len(KINDS)].sum(1) == objects).all()
+    for i in range(100):
+        found, drawn = source.boxes(i), usual.boxes(i)
+        assert len(found) == objects
+        assert {o.kind for o in found} | {o.colour for o in found} == set(np.flatnonzero(labels[i]))
+        shared = min(len(drawn), objects)
+        assert found[:shared] == drawn[:shared]
+        if objects == len(drawn):
+            np.testing.assert_array_equal(source.image(i), usual.image(i))
+
+
+def test_scenes_of_one_object():
+    source = Scenes("train", 400, seed=2, objects=1)
+    labels = source.label_matrix() > 0
+    assert (labels[:, : len(KINDS)].sum(1) == 1).all()
+    assert (labels[:, len(KINDS) :].sum(1) == 1).all()
+    for i in range(400):
+        colour, kind = NAMES[source.boxes(i)[0].colour], NAMES[source.boxes(i)[0].kind]
+        article = "an" if colour == "orange" else "a"
+        assert source.caption(i) == f"a photo of {article} {colour} {kind}."
+    single = Scenes("train", 400, seed=2, objects=1, view="single_positive")
+    assert ((single.label_matrix() == 1).sum(1) == 1).all()
+    np.testing.assert_array_equal(single.label_matrix(full=True), source.label_matrix())
+
+    again, fewer = Scenes("train", 400, seed=2, objects=1), Scenes("train", 9, seed=2, objects=1)
+    np.testing.assert_array_equal(again.image(5), source.image(5))
+    np.testing.assert_array_equal(fewer.image(5), source.image(5))
+    np.testing.assert_array_equal(fewer.label_matrix(), source.label_matrix()[:9])
+    for split, seed in (("test", 2), ("validation", 2), ("train", 3)):
+        other = Scenes(split, 400, seed=seed, objects=1)
+        assert not np.array_equal(other.label_matrix(), source.label_matrix())
+        assert not np.array_equal(other.image(5), source.image(5))
+
+
+def test_unusual_scenes_have_names_of_their_own():
+    asked = ({}, {"object_scale": 0.5}, {"objects": 1}, {"objects": 2}, {"object_scale": 0.75})
+    asked = (*asked, {"object_scale": 0.5, "objects": 1})
+    sources = [Scenes("train", 5, **kwargs) for kwargs in asked]
+    assert len({repr(s) for s in sources}) == len({str(s.identity()) for s in sources}) == 6
+    assert repr(sources[-1]) == (
+        "Scenes('train', 5, seed=0, image_size=64, object_scale=0.5, objects=1, view='full')"
+    )
+    assert sources[-1].identity().items() >= asked[-1].items()
+    same = Scenes("train", 5, object_scale=1, objects=None)
+    assert repr(same) == repr(sources[0]) and same.identity() == sources[0].identity()
+
+
+def test_settings_of_objects_reach_their_splits():
+    sizes = {"num_train": 30, "num_validation": 30, "num_test": 30, "train_view": "single_positive"}
+    config = {"name": "scenes", **sizes, "train_objects": 1, "object_scale": 0.5}
+    data = registry.load(config, image_size=128, splits=("train", "validation", "test"))
+    assert ((data.train.label_matrix() == 1).sum(1) == 1).all()
+    for name, source in {"": data.train, **data.evals}.items():
+        objects = 1 if name in ("", "train") else None
+        split = name or "train"
+        look = {"image_size": 128, "object_scale": 0.5, "objects": objects}
+        same = Scenes(split, 30, **look, view="full" if name else "single_positive")
+        assert repr(source) == repr(same)
+        np.testing.assert_array_equal(source.image(3), same.image(3))
+    for wrong, message in (
+        ({"train_objects": 5}, "data.train_objects.* is 5: use 1 to 4"),
+        ({"object_scale": 0.1}, "object_scale is 0.1: .*image_size=128 .*from 0.12"),
+        ({"train_objects": 1.5}, "data.train_objects"),
+    ):
+        with pytest.raises(UserError, match=message):
+            registry.load(config | wrong, image_size=128, splits=("test",))
