@@ -107,7 +107,7 @@ def _of_noise(method: Method | Classifier, trained: Trained) -> np.ndarray:
 
     from mlclip_jax.evaluation.evaluator import predict_fn
 
-    size = trained.method.clip.config.image.image_size
+    size = trained.method.image_size
     images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3)).astype(np.uint8)
     graphdef, state = nnx.split(method)
     leaves = (nnx.to_pure_dict(state),)

@@ -15,10 +15,11 @@ Reduction = Literal["mean", "sum", "sum_classes_mean_images"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Progress:
-    """How far training is, for losses that change on the way: int32 scalars, zero-based."""
+    """How far training is: int32 scalars, zero-based; and the key of the step's random numbers."""
 
     step: Array | int
     epoch: Array | int
+    key: Array | None = None
 
 
 def prepare(

@@ -9,10 +9,10 @@ from typing import Any
 
 from flax import nnx
 
-from mlclip_jax.clip import CLIP
+from mlclip_jax.clip import CLIP, CLIPConfig
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import Method
+from mlclip_jax.methods.base import Method, MethodConfig
 from mlclip_jax.modules.prompts import Encoder
 from mlclip_jax.spec import unknown
 
@@ -43,6 +43,22 @@ def load(name: str) -> type[Method]:
     return found[0]
 
 
+def _configured(spec: Mapping[str, Any]) -> tuple[type[Method], MethodConfig]:
+    fields = dict(spec)
+    method = load(fields.pop("name", ""))
+    return method, from_mapping(method.Config, fields, "method")
+
+
+def image_size(spec: Mapping[str, Any], clip: CLIPConfig) -> int:
+    """Pixels of a side of the images that the method of `config.method` takes.
+
+    Raises:
+        UserError: unknown method, field or wrong type.
+    """
+    method, config = _configured(spec)
+    return method.image_size_of(config, clip)
+
+
 def build(
     spec: Mapping[str, Any],
     clip: CLIP,
@@ -56,7 +72,5 @@ def build(
     Raises:
         UserError: unknown method, field or wrong type.
     """
-    fields = dict(spec)
-    method = load(fields.pop("name", ""))
-    config = from_mapping(method.Config, fields, "method")
+    method, config = _configured(spec)
     return method(config, clip, space=space, encoder=encoder, rngs=rngs)

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax import losses
-from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.clip import CLIP, CLIPConfig, ImageFeatures, PromptTokens
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.clip.resnet import ModifiedResNet
 from mlclip_jax.clip.vit import VisionTransformer
@@ -78,6 +78,16 @@ class LabelInputs:
     def num_classes(self) -> int:
         """c, padding included."""
         return self.mask.shape[0]
+
+    def take(self, rows: Array, taken: Array) -> LabelInputs:
+        """Some of the classes: rows int32 [k], of which bool [k] says whether they count."""
+        some = {
+            name: value[rows]
+            for name in ("index", "group", "class_counts", "features")
+            if (value := getattr(self, name)) is not None
+        }
+        prompts = tuple(PromptTokens(p.prefix, p.own[rows], p.eot[rows]) for p in self.prompts)
+        return replace(self, prompts=prompts, mask=self.mask[rows] & taken, **some)
 
     def with_counts(self, counts: np.ndarray, num_images: int) -> LabelInputs:
         """The same with the positives of each class in training, [c] without padding."""
@@ -153,6 +163,9 @@ class Method(nnx.Module):
     #: Whether a logit depends on which labels are scored together (MKT): evaluation then scores the
     #: labels of a task by themselves.
     compares_labels: ClassVar[bool] = False
+    #: What a user is shown of a logit: its sigmoid, a softmax over the labels, or the logit itself,
+    #: which means something among the labels of an image alone.
+    score_kind: ClassVar[Literal["sigmoid", "softmax", "relative"]] = "sigmoid"
     #: The classes that parameters of each class belong to; None: any labels can be scored.
     own_classes: tuple[str, ...] | None = None
 
@@ -168,6 +181,21 @@ class Method(nnx.Module):
         losses.get(config.loss)  # an unknown loss is an error now, not at the first step
         self.config = config
         self.clip = clip
+
+    @classmethod
+    def image_size_of(cls, config: MethodConfig, clip: CLIPConfig) -> int:
+        """Pixels of a side of the images that a method takes, known before it is made."""
+        return clip.image.image_size
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side of the images it takes."""
+        return self.image_size_of(self.config, self.clip.config)
+
+    def image_settings(self) -> str:
+        """The settings that image features depend on, which tell cached ones apart."""
+        own = type(self).encode_images is not Method.encode_images
+        return repr(self.config) if own else ""
 
     @property
     def image_tower(self) -> VisionTransformer | ModifiedResNet:
@@ -220,6 +248,12 @@ class Method(nnx.Module):
             return False
         return self.config.batch_norm == "train" or progress.epoch > 0
 
+    def choose_labels(
+        self, batch: Batch, labels: LabelInputs, progress: Progress
+    ) -> tuple[Batch, LabelInputs, dict[str, Array]]:
+        """The labels that a training step sees: batch, labels, and scalars to log; here all."""
+        return batch, labels, {}
+
     def encode_labels(
         self,
         labels: LabelInputs,
@@ -237,9 +271,19 @@ class Method(nnx.Module):
         return jax.numpy.exp(self.clip.logit_scale[...])
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
-        """float32 [b c]; padded classes are columns like others, masked by who reads them."""
+        """float32 [b c]; padded classes are columns like others, masked by who reads them.
+
+        Args:
+            image_features, label_features, labels: what is compared, and what is padding.
+            progress: of training, for heads with random numbers; None outside.
+        """
         return cosine_logits(image_features.pooled, label_features, self.scale())
 
     def streams(

@@ -51,6 +51,7 @@ class CLIPFT(Method):
     Config = CLIPFTConfig
     config: CLIPFTConfig
     compares_labels = True
+    score_kind = "relative"
 
     def __init__(
         self,
@@ -95,7 +96,12 @@ class CLIPFT(Method):
         return labels.features
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """Scores of unit length over the labels: float32 [b c]."""
         v = image_features.pooled.astype(label_features.dtype)

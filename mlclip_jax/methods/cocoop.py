@@ -100,7 +100,12 @@ class CoCoOp(Method):
         return text.encode(segments, jnp.tile(prompts.eot, b)).reshape(b, c, -1)
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """Cosine of each image with its own label features: float32 [b c]."""
         v, t = normalize(image_features.pooled), normalize(label_features)

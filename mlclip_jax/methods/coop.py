@@ -128,8 +128,13 @@ class CoOp(Method):
         return self.gcn(features, labels.label_graph) if self.config.label_graph else features
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """Scaled cosine, plus the bias where there is one: float32 [b c]."""
-        x = super().logits(image_features, label_features, labels)
+        x = super().logits(image_features, label_features, labels, progress=progress)
         return x + self.bias[...] if self.config.logit_bias else x

@@ -118,7 +118,12 @@ class DualCoOp(Method):
         return _SCALE if self.config.logit_scale is None else self.config.logit_scale
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """The positive score minus the negative one: float32 [b c]."""
         pooled, tokens, *_ = image_features

@@ -94,7 +94,12 @@ class LinearProbe(Method):
         return self.kernel[...][labels.index]
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """v W^T + bias: float32 [b c]."""
         v = image_features.pooled

@@ -124,6 +124,7 @@ class MKT(Method):
     config: MKTConfig
     reads_tokens = True
     compares_labels = True
+    score_kind = "relative"
 
     def __init__(
         self,
@@ -292,7 +293,12 @@ class MKT(Method):
         return {name: normalize_over_labels(x, labels.mask) for name, x in streams.items()}
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """Eq. 3: float32 [b c]."""
         streams = self.streams(image_features, label_features, labels)

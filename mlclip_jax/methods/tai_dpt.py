@@ -172,7 +172,12 @@ class TaIDPT(Method):
         return streams
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """The mean of global and local logits: float32 [b c]."""
         streams = self.streams(image_features, label_features, labels)

@@ -36,6 +36,7 @@ class ZeroShot(Method):
 
     Config = ZeroShotConfig
     config: ZeroShotConfig
+    score_kind = "softmax"
 
     def __init__(
         self,

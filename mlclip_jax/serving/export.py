@@ -147,9 +147,9 @@ class Classifier(nnx.Module):
         return self.image
 
     @property
-    def zero_shot(self) -> bool:
-        """Whether the logits are bare scaled cosines that nobody trained."""
-        return self.config.origin.method == "zero_shot"
+    def score_kind(self) -> Literal["sigmoid", "softmax"]:
+        """What a user is shown of a logit, as of the method that it was made of."""
+        return "softmax" if self.config.origin.method == "zero_shot" else "sigmoid"
 
     def scale(self) -> Array:
         """The factor of the cosine: float32 []."""
@@ -181,7 +181,12 @@ class Classifier(nnx.Module):
         return self.matrix[...][labels.index]
 
     def logits(
-        self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
+        self,
+        image_features: ImageFeatures,
+        label_features: Array,
+        labels: LabelInputs,
+        *,
+        progress: Progress | None = None,
     ) -> Array:
         """float32 [b c]."""
         v = normalize(image_features.pooled)

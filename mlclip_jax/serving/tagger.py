@@ -40,7 +40,6 @@ from mlclip_jax.evaluation.maps import Kind, map_fn
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.labels.taxonomies import regroup
 from mlclip_jax.methods.base import Method
-from mlclip_jax.methods.zero_shot import ZeroShot
 from mlclip_jax.modules.prompts import Encoder
 from mlclip_jax.serving.explanations import Explanation
 from mlclip_jax.serving.export import Classifier
@@ -80,11 +79,9 @@ class Tagger:
         self.space = space
         self.preprocess = preprocess
         self.batch_size = batch_size
-        self.score_kind: Literal["sigmoid", "softmax", "relative"] = "sigmoid"
-        if isinstance(method, Method) and method.compares_labels:
-            self.score_kind = "relative"
-        if isinstance(method, ZeroShot) or (isinstance(method, Classifier) and method.zero_shot):
-            self.score_kind, self._scale = "softmax", float(method.scale())
+        self.score_kind = method.score_kind
+        if self.score_kind == "softmax":
+            self._scale = float(method.scale())
         self._graphdef, state = nnx.split(method)
         self._predictor = predict_fn(self._graphdef)
         self._maps: dict[Kind, Callable[..., Any]] = {}

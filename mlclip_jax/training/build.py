@@ -168,6 +168,19 @@ def with_absolute_backbone(config: TrainConfig) -> TrainConfig:
     return replace(config, backbone=backbone, source=source)
 
 
+def image_size(config: TrainConfig, clip: CLIPConfig) -> int:
+    """Pixels of a side of a run's images.
+
+    Raises:
+      UserError: its stages take images of different sizes.
+    """
+    sizes = {stage.name: methods.image_size(stage.method, clip) for stage in config.stages}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        raise UserError(f"stages take images of different sizes: {found} pixels; give all the same")
+    return next(iter(sizes.values()))
+
+
 def build_method(stage: StageConfig, backbone: Backbone, space: LabelSpace, *, seed: int) -> Method:
     """The method of a stage with its own parameters at their starting values."""
     return methods.build(
@@ -231,7 +244,7 @@ def batch_shape(method: Method, batch_size: int, classes: int, mesh: Mesh) -> Ba
     """Shapes of a training batch on the devices; captions as long as the text tower takes."""
     clip, captions = method.clip, method.captions()
     read = captions and captions.read
-    size, t = clip.config.image.image_size, clip.config.text.context_length
+    size, t = method.image_size, clip.config.text.context_length
     d = clip.config.embed_dim
 
     def leaf(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -336,7 +349,7 @@ class Trained:
     def preprocess(self) -> Preprocess:
         """How the run's evaluations bring images to the size of the backbone."""
         _, data = registry.settings(self.config.data)
-        return data.preprocess(self.method.clip.config.image.image_size)
+        return data.preprocess(self.method.image_size)
 
 
 def check_backbone(meta: Mapping[str, Any], backbone: Backbone, name: str) -> None:

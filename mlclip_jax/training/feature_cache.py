@@ -50,7 +50,8 @@ def upstream(parts: Parts, images: Any) -> tuple[set[str], set[str]]:
         return found
 
     zero = jax.ShapeDtypeStruct((), jnp.int32)
-    progress = Progress(step=zero, epoch=zero)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    progress = Progress(step=zero, epoch=zero, key=key)
     jaxpr = jax.make_jaxpr(encode)(leaves, progress, images).jaxpr
     # Inputs are in the order of the flattened arguments: leaves by path, progress, images.
     names = [{path} for path in sorted(leaves)]
@@ -112,12 +113,10 @@ def encoder_key(method: Method, leaves: Leaves) -> dict[str, Any]:
         digest.update(np.ascontiguousarray(value).tobytes())
     clip: CLIPConfig = method.clip.config
     function = type(method).encode_images
-    # Settings of a method count where it has an image path of its own.
-    own = repr(method.config) if function is not Method.encode_images else ""
     return {
         "weights": digest.hexdigest(),
         "function": f"{function.__module__}.{function.__qualname__}",
-        "settings": own,
+        "settings": method.image_settings(),
         "tokens": method.reads_tokens,
         "tower": repr(clip.image),
         "image_norm": [*clip.image_mean, *clip.image_std],
@@ -165,7 +164,7 @@ def cache_features(
     config, mesh = stage.cache, run.mesh
     leaves = all_leaves(state, frozen)
     parts = replace(parts, trainable=state["trainable"], moving=state["batch_stats"], frozen=frozen)
-    size = method.clip.config.image.image_size
+    size = method.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     deciding = check_frozen(stage, parts, image)
     encoder = encoder_key(method, {path: leaves[path] for path in deciding})

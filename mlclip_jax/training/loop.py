@@ -21,6 +21,7 @@ from mlclip_jax.training.build import (
     build_method,
     check_backbone,
     check_settings,
+    image_size,
     load_backbone,
     name_features,
     plan_stage,
@@ -113,7 +114,7 @@ def fit(
     nnx.update(backbone.clip, jax.device_get(nnx.state(backbone.clip)))
     data = registry.load(
         config.data,
-        image_size=backbone.clip.config.image.image_size,
+        image_size=image_size(config, backbone.clip.config),
         splits=config.eval.splits,
         name_features=name_features(backbone),
     )

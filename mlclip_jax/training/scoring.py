@@ -41,7 +41,7 @@ class Scorer:
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         self.data = registry.load(
             trained.config.data,
-            image_size=trained.method.clip.config.image.image_size,
+            image_size=trained.method.image_size,
             splits=tuple(dict.fromkeys(splits)),
             space=trained.space,
         )

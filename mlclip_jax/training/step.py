@@ -29,6 +29,9 @@ from mlclip_jax.training.mesh import replicated
 from mlclip_jax.training.optim import rate_state, update_average
 from mlclip_jax.training.schedules import Schedule
 
+# Of the step's key; flips use the numbers of examples, which end below.
+_METHODS_OWN = 2**32 - 1
+
 Leaves = dict[str, Any]
 State = dict[str, Any]
 
@@ -96,12 +99,14 @@ def forward(
     """
     padding = labels.mask.shape[0] - batch.targets.shape[1]
     batch = replace(batch, targets=jnp.pad(batch.targets, ((0, 0), (0, padding))))
+    batch, labels, chosen = method.choose_labels(batch, labels, progress)
     features = image_features(method, batch.images, progress=progress)
     label_features = method.encode_labels(labels, image_features=features, progress=progress)
-    logits = method.logits(features, label_features, labels)
-    return method.loss(
+    logits = method.logits(features, label_features, labels, progress=progress)
+    loss, parts = method.loss(
         logits, batch, labels, progress, image_features=features, label_features=label_features
     )
+    return loss, chosen | parts
 
 
 def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
@@ -115,7 +120,8 @@ def find_moving(parts: Parts, batch: Batch, labels: Any) -> Parts:
     def trace(leaves: Leaves, batch: Batch, labels: Any) -> jax.Array:
         method = parts.merge(leaves)
         zero = jnp.zeros((), jnp.int32)
-        loss, _ = forward(method, batch, labels, Progress(step=zero, epoch=zero))
+        progress = Progress(step=zero, epoch=zero, key=jax.random.key(0))
+        loss, _ = forward(method, batch, labels, progress)
         after = statistics(method)
         moved.extend(name for name, value in after.items() if value is not leaves[name])
         return loss
@@ -198,7 +204,8 @@ def make_train_step(
             images = jnp.where(coins[:, None, None, None], flipped, batch.images)
             batch = replace(batch, images=images)
         local = state["step"] - first_step
-        progress = Progress(step=local, epoch=local // steps_per_epoch)
+        own = jax.random.fold_in(key, _METHODS_OWN)
+        progress = Progress(step=local, epoch=local // steps_per_epoch, key=own)
 
         def loss_of(trainable: Leaves) -> tuple[jax.Array, tuple[dict, Leaves]]:
             leaves = {**frozen, **state["batch_stats"], **trainable}

@@ -141,14 +141,14 @@ class SeesImages(CoOp):
 class Bent(CoOp):
     """No cosine any more."""
 
-    def logits(self, image_features, label_features, labels):
+    def logits(self, image_features, label_features, labels, *, progress=None):
         return jnp.tanh(super().logits(image_features, label_features, labels))
 
 
 class Unscaled(CoOp):
     """Dot products: the length of the image feature counts."""
 
-    def logits(self, image_features, label_features, labels):
+    def logits(self, image_features, label_features, labels, *, progress=None):
         return image_features.pooled @ label_features.T
 
 

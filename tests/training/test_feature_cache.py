@@ -65,7 +65,7 @@ class Pointing(toys.Tower):
         tokens = places.reshape(len(images), -1, places.shape[-1]) @ tower.projection[...]
         return ImageFeatures(tokens.mean(1), tokens)
 
-    def logits(self, image_features, label_features, labels):
+    def logits(self, image_features, label_features, labels, *, progress=None):
         places = (image_features.tokens @ label_features.T).max(1)
         return super().logits(image_features, label_features, labels) + places
 

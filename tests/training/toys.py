@@ -97,7 +97,7 @@ class Tower(ZeroShot):
         table = self.clip.text.token_embedding[...]  # [v w], and w == d here
         return table[jnp.maximum(labels.prompts[0].own, 0)].mean(1)
 
-    def logits(self, image_features, label_features, labels):
+    def logits(self, image_features, label_features, labels, *, progress=None):
         return super().logits(image_features, label_features, labels) + self.bias[...]
 
     def trainable(self, path, variable):
