@@ -81,13 +81,14 @@ class LabelInputs:
 
     def take(self, rows: Array, taken: Array) -> LabelInputs:
         """Some of the classes: rows int32 [k], of which bool [k] says whether they count."""
-        some = {
-            name: value[rows]
-            for name in ("index", "group", "class_counts", "features")
-            if (value := getattr(self, name)) is not None
-        }
-        prompts = tuple(PromptTokens(p.prefix, p.own[rows], p.eot[rows]) for p in self.prompts)
-        return replace(self, prompts=prompts, mask=self.mask[rows] & taken, **some)
+
+        def of(leaf: Array) -> Array:
+            return jax.numpy.asarray(leaf)[rows]
+
+        names = ("index", "group", "class_counts", "features")
+        some = {name: leaf for name in names if (leaf := getattr(self, name)) is not None}
+        prompts = tuple(PromptTokens(p.prefix, of(p.own), of(p.eot)) for p in self.prompts)
+        return replace(self, prompts=prompts, mask=of(self.mask) & taken, **jax.tree.map(of, some))
 
     def with_counts(self, counts: np.ndarray, num_images: int) -> LabelInputs:
         """The same with the positives of each class in training, [c] without padding."""

@@ -46,14 +46,16 @@ def dropout(x: Array, rate: float, key: Array | None, number: int) -> Array:
     """`x` with a share `rate` of its values zero and the others scaled up; all without a key.
 
     Args:
-        x: [...].
+        x: [b c d]; what each of the c draws does not depend on how many there are.
         rate: between 0 and 1.
         key: of the step's random numbers; None outside training.
         number: tells the places of a model apart.
     """
     if key is None or rate == 0:
         return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
+    b, c, d = x.shape
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), jnp.arange(c))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (b, d)), out_axes=1)(keys)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 

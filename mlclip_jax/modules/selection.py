@@ -17,7 +17,7 @@ from jax import Array
 def select_labels(
     targets: Array, mask: Array, places: int, ratio: float, key: Array
 ) -> tuple[Array, Array, Array]:
-    """Draws the labels of a step, the same on all devices.
+    """Draws the labels of a step, the same whatever the devices and the padding.
 
     Args:
         targets: int8 [b c], +1 positive, of the whole batch.
@@ -32,7 +32,8 @@ def select_labels(
     """
     positive = (targets > 0).any(0) & mask
     count = positive.sum()
-    order = jax.random.uniform(key, mask.shape)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(mask)))
+    order = jax.vmap(jax.random.uniform)(keys)
     order = jnp.where(positive, order - 1, jnp.where(mask, order, 2))
     _, rows = jax.lax.top_k(-order, places)
     wanted = count + jnp.minimum(jnp.floor(ratio * count).astype(count.dtype), mask.sum() - count)

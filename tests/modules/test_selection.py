@@ -19,10 +19,10 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def draw(classes: int, positives: int, places: int, *, key: int = 0, padding: int = 0) -> tuple:
     """Some positives of images of a batch of 64, spread over the classes."""
     rng = np.random.default_rng(1)
-    targets = rng.integers(-1, 1, (64, classes + padding)).astype(np.int8)
+    targets = rng.integers(-1, 1, (64, classes)).astype(np.int8)
     which = rng.permutation(classes)[:positives]
     targets[rng.integers(0, 64, positives), which] = 1
-    targets[:, classes:] = 1  # of padding, which never counts
+    targets = np.pad(targets, ((0, 0), (0, padding)), constant_values=1)  # never counts
     mask = jnp.arange(classes + padding) < classes
     found = select_labels(jnp.asarray(targets), mask, places, 3.0, jax.random.key(key))
     return *(np.asarray(x) for x in found), np.sort(which)
@@ -55,6 +55,11 @@ def test_positives_without_a_place_are_counted():
     assert taken.all() and left_out == 10 and set(rows) <= set(which)
     rows, taken, left_out, _ = draw(100, 0, 20)
     assert not taken.any() and left_out == 0
+
+
+def test_padding_changes_no_draw():
+    plain, padded = draw(100, 5, 60), draw(100, 5, 60, padding=4)
+    np.testing.assert_array_equal(plain[0][plain[1]], padded[0][padded[1]])
 
 
 def test_the_draw_is_the_same_on_all_devices():

@@ -15,7 +15,13 @@ from mlclip_jax.clip.config import ResNetConfig
 from mlclip_jax.data import registry
 from mlclip_jax.data.pipeline import train_batches
 from mlclip_jax.methods.base import Batch
-from mlclip_jax.training.build import Backbone, build_method, packaged_tokenizer, plan_stage
+from mlclip_jax.training.build import (
+    Backbone,
+    build_method,
+    image_size,
+    packaged_tokenizer,
+    plan_stage,
+)
 from mlclip_jax.training.captions import with_captions
 from mlclip_jax.training.config import parse_config
 from mlclip_jax.training.mesh import make_mesh, replicate, shard_batch, shard_labels
@@ -23,18 +29,28 @@ from mlclip_jax.training.step import init_state
 
 # A small form of each method; `test_step` has CoOp and HSPNet on narrower towers already.
 SMALL = {
+    "adds": {
+        "layers": 2,
+        "hidden": 32,
+        "image_size": 64,
+        "drop_crops": 0.25,
+        "selected_labels": 20,
+    },
     "clip_ft": {"train_blocks": 1},
     "coop": {"n_ctx": 2, "class_specific": True},
     "dual_coop": {"n_ctx": 2},
     "linear_probe": {"start": "text"},
+    "ml_decoder": {"groups": 6, "hidden": 32},
     # Without distillation: a student that is its teacher still gets signs of rounding errors.
     "mkt": {"train_blocks": 1, "top_k": 2, "distillation_weight": 0.0},
     "tai_dpt": {"n_ctx": 2},
 }
 # In the whole suite only.
-LATER = ("clip_ft", "coop", "fine_tune", "hspnet", "linear_probe")
+LATER = ("clip_ft", "coop", "fine_tune", "hspnet", "linear_probe", "ml_decoder", "query2label")
 # Other ways to the loss.
 FURTHER = [
+    ("vit", {"name": "adds", "layers": 2, "hidden": 32, "label_embedding": "random"}),
+    ("vit", {"name": "ml_decoder", "queries": "labels", "hidden": 32}),
     ("vit", {"name": "coop", "n_ctx": 2, "logit_bias": True, "label_graph": True}),
     ("vit", {"name": "dual_coop", "n_ctx": 2, "class_specific": False}),
     ("vit", {"name": "hspnet", "variant": "paper"}),
@@ -104,7 +120,7 @@ def first_step(
     )  # fmt: skip
     (stage,) = config.stages
     clip, tokenizer = backbone(kind).clip, backbone(kind).tokenizer
-    data = registry.load(config.data, image_size=clip.config.image.image_size, splits=())
+    data = registry.load(config.data, image_size=image_size(config, clip.config), splits=())
     mesh = make_mesh(jax.devices()[:devices])
     built = build_method(stage, backbone(kind), data.space, seed=0)
     data = with_captions(data, built, tokenizer)

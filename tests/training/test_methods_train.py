@@ -23,6 +23,11 @@ from mlclip_jax.training.step import forward, take_apart
 
 # Settings that add parameters, beside each method's defaults.
 VARIANTS = {
+    "adds": (
+        {"image_size": 128, "selected_labels": 16, "layers": 2},
+        {"decoder": "ml_decoder", "label_embedding": "random", "layers": 2},
+        {"decoder": "standard", "layers": 2, "train_image_encoder": True},
+    ),
     "coop": (
         {"class_specific": True, "ctx_init": "a photo of a"},
         {"logit_bias": True, "class_position": "middle", "n_ctx": 4},
@@ -42,6 +47,7 @@ VARIANTS = {
         {"class_specific": False, "class_aware_margin": False, "reweight": False},
         {"classification_weight": 1.0},
     ),
+    "ml_decoder": ({"queries": "labels"}, {"groups": 5}),
     "mkt": ({"tune": "prompt", "tune_ends": True}, {"variant": "paper", "train_blocks": "all"}),
     "tai_dpt": ({"local": False}, {"caption_labels": "images", "templates": ()}),
 }
@@ -103,12 +109,16 @@ def test_every_trained_parameter_gets_a_gradient(world, method):
     backbone, data = world
     (stage,) = parse_config(run_config(method)).stages
     built = build_method(stage, backbone, data.space, seed=0)
+    if built.image_size != 64:
+        settings = run_config(method)["data"]
+        data = registry.load(settings, image_size=built.image_size, splits=())
     data = with_captions(data, built, backbone.tokenizer)
     batch = Batch(**next(train_batches(data.train, 8, seed=0)))
     labels = built.label_inputs(data.space, backbone.tokenizer, multiple_of=8)
     labels = labels.with_counts(data.train.class_counts(), len(data.train))
     parts = take_apart(built)
-    progress = Progress(step=jnp.zeros((), jnp.int32), epoch=jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    progress = Progress(step=zero, epoch=zero, key=jax.random.key(0))
 
     def loss(trainable):
         return forward(parts.merge({**parts.frozen, **trainable}), batch, labels, progress)[0]
