@@ -217,7 +217,7 @@ def _single_to_multi(
     """Trained on single labels of ImageNet, tested on several."""
     seen = _stand_ins("imagenet", classes)
     more = {"train_space": seen, "drop_from": drop_from}
-    return Benchmark(name, space, train, None, test, _ADDS, **more)
+    return Benchmark(name, space, train, None, test, _ADDS, "single_to_multi", **more)
 
 
 _BENCHMARKS: dict[str, Benchmark] = {

@@ -323,6 +323,12 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             Protocol("scenes", (AveragePrecision(by_subset=True), AtTopK(3))),
             # HSPNet, SPLC, ML-Decoder, DualCoOp on COCO, VOC, NUS, CUB.
             Protocol("asl", (_ASL, AtThreshold(0.5), AtTopK(3)), scores="sigmoid"),
+            # ADDS, from single labels to several: with both readings of its F1.
+            Protocol(
+                "single_to_multi",
+                (_ASL, F1AtK(3), F1AtK(5), F1AtK(3, 0.5), F1AtK(5, 0.5), AtThreshold(0.5)),
+                scores="sigmoid",
+            ),
             # MKT: 81 unseen and 925 seen + 81 unseen labels of NUS-WIDE, every image.
             Protocol(
                 "nus_zsl",

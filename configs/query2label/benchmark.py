@@ -1,0 +1,40 @@
+"""Query2Label on any published benchmark or on one's own images.
+
+    python -m mlclip_jax.train --config=configs/query2label/benchmark.py:data=coco,data_dir=DIR \
+        --workdir=runs/query2label-coco
+
+Arguments: data=coco|...|custom (a benchmark of docs/data.md whose training has the labels of its
+evaluation), data_dir= (folder of images and annotations), backbone=ViT-L/14 (or another CLIP),
+frozen (train the Transformer alone), seed=0.
+
+The release's recipe: AdamW with decay 1e-2 on all parameters, one cycle up to 1e-4 over 80 epochs
+in batches of 64, average of the weights at 0.9997, Cutout and RandAugment. Its figures are of
+TResNet-L at 448 pixels, which is not here.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+_SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The settings of a run."""
+    arg = _SHARED["parse"](arg, backbone="ViT-L/14", frozen=False)
+    method = {"name": "query2label", "train_image_encoder": not arg.frozen}
+    config = _SHARED["benchmark"](arg, method)
+    config.data.update(resize="squash", augment="cutout_randaugment")
+    config.batch_size = 64
+    config.duration = "80 epochs"
+    config.optim = {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "weight_decay": 1e-2,
+        "schedule": "onecycle",
+    }
+    config.ema_decay = 0.9997
+    return config
