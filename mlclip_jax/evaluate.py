@@ -181,7 +181,12 @@ def _write(
             one = trained[title]
             meta = one.meta
             entries[title] = Entry(
-                result, _method_name(one), meta["weights"], meta["checkpoint"], one.step
+                result,
+                _method_name(one),
+                meta["weights"],
+                meta["checkpoint"],
+                one.step,
+                one.method.score_kind == "sigmoid",
             )
         else:
             entries[title] = Entry(result, "zero_shot")

@@ -26,6 +26,7 @@ from mlclip_jax.evaluation.metrics import (
 from mlclip_jax.evaluation.views import class_sets
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, image_features
+from mlclip_jax.modules.pyramid import resize
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,17 @@ class Predictor(NamedTuple):
     task_logits: Callable[..., dict[str, Array]]
 
 
-def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
+def predict_fn(
+    graphdef: nnx.GraphDef, mesh: Mesh | None = None, *, image_size: int | None = None
+) -> Predictor:
     """The prediction functions of a method; make them once, they keep what they compiled.
 
     Args:
         graphdef: of a method split as `nnx.split(method, *filters)`; `state` holds the pure
             dictionaries of these filters in the same order (one, where there was no filter).
         mesh: gathers the label features on every device of it; None: single device.
+        image_size: pixels of a side that the method takes, where images come in another size (a
+            baseline beside a method that takes larger ones); None: as they come.
     """
 
     def encode_labels(state: Sequence[Any], labels: LabelInputs) -> Any:
@@ -90,6 +95,8 @@ def predict_fn(graphdef: nnx.GraphDef, mesh: Mesh | None = None) -> Predictor:
         masks: Mapping[str, Array],
     ) -> dict[str, Array]:
         method = nnx.merge(graphdef, *state)
+        if image_size is not None and not isinstance(images, dict):
+            images = resize(images, image_size)
         seen = image_features(method, images)
         if method.labels_see_images:
             features = method.encode_labels(labels, image_features=seen)

@@ -46,6 +46,7 @@ class Entry(NamedTuple):
         weights: "raw", "ema", or None for a method that trained nothing.
         checkpoint: "last", "best", "last and best" (one step is both), or None.
         step: of the checkpoint.
+        sigmoid: whether the sigmoid of a logit says if its label is there.
     """
 
     result: EvalResult
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
     weights: str | None = None
     checkpoint: Literal["last", "best", "last and best"] | None = None
     step: int | None = None
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True)

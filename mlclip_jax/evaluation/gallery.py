@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 import numpy as np
@@ -10,8 +11,11 @@ from mlclip_jax.evaluation.findings import Findings
 from mlclip_jax.evaluation.pictures import data_uri, worst
 
 _MOST_EXAMPLES = 14
-_MOST_CHIPS, _MOST_SHOWN, _MOST_HIGHEST = 8, 6, 5
-_BESIDE = f" Below: the {_MOST_HIGHEST} highest labels of each, those that are there in bold."
+_MOST_CHIPS, _MOST_SHOWN, _MOST_HIGHEST = 8, 6, 8
+_BESIDE = (
+    f" Below: the {_MOST_HIGHEST} highest labels of each, those that are there in bold, with the "
+    "probability where a method gives one, and a bar below which it is less than 0.5."
+)
 _SIGNS = {"correct": "✓", "missed": "○", "wrong": "✗"}
 
 
@@ -52,7 +56,10 @@ def examples(found: Findings) -> str:
 
 
 def _highest(found: Findings, row: int) -> str:
-    """The highest labels of an image by task, of the baseline and of what matters (MKT, Fig. 6)."""
+    """The highest labels of an image by task, of the baseline and of what matters.
+
+    Source: Figure 6 of MKT; Figures 5 and 6 of ADDS, whose lists have eight and seven.
+    """
     if len(found.shown) < 2:
         return ""
     lines = []
@@ -62,15 +69,22 @@ def _highest(found: Findings, row: int) -> str:
         for title, entry in found.shown.items():
             own = entry.result.task_scores.get(task.classes)
             scores = entry.result.scores[row, classes] if own is None else own[row]
-            highest = np.asarray(classes)[np.argsort(-scores, kind="stable")[:_MOST_HIGHEST]]
-            names = (
-                f"<strong>{escape(found.space.names[i])}</strong>"
-                if found.main.result.targets[row, i] > 0
-                else escape(found.space.names[i])
-                for i in highest
-            )
-            lines.append(f"{escape(f'{task.name} {title}'.strip())}: {', '.join(names)}")
+            order = np.argsort(-scores, kind="stable")[:_MOST_HIGHEST]
+            highest = np.asarray(classes)[order].tolist()
+            of = dict(zip(np.asarray(classes).tolist(), scores.tolist(), strict=True))
+            names = [_named(found, row, i, of[i] if entry.sigmoid else None) for i in highest]
+            given = sum(of[i] >= 0 for i in highest) if entry.sigmoid else 0
+            parts = [", ".join(part) for part in (names[:given], names[given:]) if part]
+            bar = "| " if entry.sigmoid and not given else ""
+            lines.append(f"{escape(f'{task.name} {title}'.strip())}: {bar}{' | '.join(parts)}")
     return f'</div><div class="note">{"<br>".join(lines)}'
+
+
+def _named(found: Findings, row: int, label: int, logit: float | None) -> str:
+    """A label, in bold where it is there, and its probability."""
+    name = escape(found.space.names[label])
+    name = f"<strong>{name}</strong>" if found.main.result.targets[row, label] > 0 else name
+    return name if logit is None else f"{name}&nbsp;{0.5 * (1 + math.tanh(0.5 * logit)):.2f}"
 
 
 def mistakes(found: Findings) -> str:

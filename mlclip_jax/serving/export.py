@@ -142,6 +142,11 @@ class Classifier(nnx.Module):
         return self
 
     @property
+    def image_size(self) -> int:
+        """Pixels of a side of the images it takes."""
+        return self.config.image.image_size
+
+    @property
     def image_tower(self) -> VisionTransformer | ModifiedResNet:
         """The tower that the image features come from."""
         return self.image

@@ -39,9 +39,10 @@ class Scorer:
         self.predictors: dict[Any, Predictor] = {}
         self.mesh = make_mesh()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        self.image_size = trained.method.image_size
         self.data = registry.load(
             trained.config.data,
-            image_size=trained.method.image_size,
+            image_size=self.image_size,
             splits=tuple(dict.fromkeys(splits)),
             space=trained.space,
         )
@@ -72,7 +73,7 @@ class Scorer:
             one = methods[next(iter(states))]
             workers = self.data.config.num_workers
             found |= evaluate(
-                self._predictor(graphdef),
+                self._predictor(one, graphdef),
                 states,
                 self._labels(one),
                 eval_batches(self.data.evals[split], self.batch_size, num_workers=workers),
@@ -94,7 +95,7 @@ class Scorer:
             return None
         graphdef, state = nnx.split(method)
         leaves, labels = self._leaves(state), self._labels(method)
-        features = self._predictor(graphdef).encode_labels(leaves, labels)
+        features = self._predictor(method, graphdef).encode_labels(leaves, labels)
 
         @jax.jit
         def run(
@@ -114,9 +115,11 @@ class Scorer:
         joined = {name: np.concatenate(values)[:images] for name, values in scores.items()}
         return Streams(joined, np.concatenate(targets)[:images])
 
-    def _predictor(self, graphdef: nnx.GraphDef) -> Predictor:
+    def _predictor(self, method: Method, graphdef: nnx.GraphDef) -> Predictor:
+        """Of a method, whose images may be smaller than those of the run."""
         if graphdef not in self.predictors:
-            self.predictors[graphdef] = predict_fn(graphdef, self.mesh)
+            own = method.image_size if method.image_size != self.image_size else None
+            self.predictors[graphdef] = predict_fn(graphdef, self.mesh, image_size=own)
         return self.predictors[graphdef]
 
     def _leaves(self, state: nnx.State) -> tuple[dict[str, Any]]:

@@ -93,8 +93,21 @@ def test_examples_have_the_highest_labels_beside_those_of_the_baseline():
 
     assert f'alt="image {row}"' in first
     assert f"ZSL {last}: {names([2, 1])}" in first  # by its own scores
-    order = np.argsort(-result.scores[0], kind="stable")[:5]
+    order = np.argsort(-result.scores[0], kind="stable")[:8]
     assert f"GZSL {last}: {names(order)}" in first
     title = next(iter(entries))
     baseline = entries[title].result.scores[0]
     assert f"ZSL {title}: {names(sorted((1, 2), key=lambda i: -baseline[i]))}" in first
+    # With probabilities, and a bar where they fall below one half.
+    for scored, expected in (
+        ([-1, 2], "{2}&nbsp;0.88 | {1}&nbsp;0.27"),
+        ([0.5, 2], "{2}&nbsp;0.88, {1}&nbsp;0.62"),
+        ([-1, -2], "| {1}&nbsp;0.27, {2}&nbsp;0.12"),
+    ):
+        scores[0] = scored
+        entries[last] = entries[last]._replace(result=own, sigmoid=True)
+        text = gallery.examples(replace(found, space=space, entries=entries))
+        named = {f"{{{i}}}": names([i]) for i in (1, 2)}
+        for place, name in named.items():
+            expected = expected.replace(place, name)
+        assert f"ZSL {last}: {expected}<br>" in text
