@@ -41,7 +41,7 @@ class Task(NamedTuple):
 def _layers(task: str) -> dict[str, str]:
     """Both decoders of one, three and six layers (Table 5)."""
     return {
-        f"{name} × {layers}": f"{ADDS}task={task},decoder={decoder},layers={layers}"
+        f"{name} x {layers}": f"{ADDS}task={task},decoder={decoder},layers={layers}"
         for name, decoder in (("ML-Decoder", "ml_decoder"), ("DM-decoder", "dual_modal"))
         for layers in (1, 3, 6)
     }
@@ -52,22 +52,22 @@ _LARGE = f"{ADDS}layers=3,image_size=128"
 TASKS = (
     Task(
         "Conventional",
-        "ML-Decoder × 1",
+        "ML-Decoder x 1",
         ("mAP",),
-        {**_layers("conventional"), "ML-Decoder × 1, random matrix (Table 6)": _RANDOM},
+        {**_layers("conventional"), "ML-Decoder x 1, random matrix (Table 6)": _RANDOM},
     ),
-    Task("Zero-shot", "ML-Decoder × 1", ("ZSL/mAP", "GZSL/mAP"), _layers("zero_shot")),
+    Task("Zero-shot", "ML-Decoder x 1", ("ZSL/mAP", "GZSL/mAP"), _layers("zero_shot")),
     Task(
         "Single labels to several",
-        "ML-Decoder × 6",
+        "ML-Decoder x 6",
         ("mAP",),
         {
-            "ML-Decoder × 6": f"{ADDS}task=single,decoder=ml_decoder",
-            "DM-decoder × 6": f"{ADDS}task=single",
+            "ML-Decoder x 6": f"{ADDS}task=single,decoder=ml_decoder",
+            "DM-decoder x 6": f"{ADDS}task=single",
         },
     ),
     Task(
-        "Scenes of 128 pixels, DM-decoder × 3",
+        "Scenes of 128 pixels, DM-decoder x 3",
         "level 0 (resized to 64)",
         ("mAP",),
         {
