@@ -18,7 +18,6 @@ ROWS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
     "local": ({"distillation_weight": 0.0, "streams": "local"}, False),
     "global": ({"distillation_weight": 0.0, "streams": "global"}, False),
 }
-_PAPER_LOSS = "ranking(pairs='sum', reduction='sum', skip_without_positives=True)"
 
 
 def method(row: str, variant: str) -> dict[str, Any]:
@@ -31,8 +30,7 @@ def method(row: str, variant: str) -> dict[str, Any]:
         raise unknown("row", row, ROWS)
     if variant not in ("released", "paper"):
         raise unknown("variant", variant, ("released", "paper"))
-    loss = {"loss": _PAPER_LOSS} if variant == "paper" else {}
-    return {"name": "mkt", "variant": variant, **loss, **ROWS[row][0]}
+    return {"name": "mkt", "variant": variant, **ROWS[row][0]}
 
 
 def add_stages(config: ConfigDict, row: str, prompt: Mapping[str, Any]) -> None:

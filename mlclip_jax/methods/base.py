@@ -179,9 +179,14 @@ class Method(nnx.Module):
         encoder: Encoder,
         rngs: nnx.Rngs,
     ) -> None:
-        losses.get(config.loss)  # an unknown loss is an error now, not at the first step
         self.config = config
+        losses.get(self.loss_name)  # an unknown loss is an error now, not at the first step
         self.clip = clip
+
+    @property
+    def loss_name(self) -> str:
+        """The loss by name, with its settings."""
+        return self.config.loss
 
     @classmethod
     def image_size_of(cls, config: MethodConfig, clip: CLIPConfig) -> int:
@@ -324,7 +329,7 @@ class Method(nnx.Module):
             progress: of training.
             image_features, label_features: what the logits were made of, for losses on features.
         """
-        loss = losses.get(self.config.loss)(
+        loss = losses.get(self.loss_name)(
             logits,
             batch.targets,
             where=batch.mask[:, None] & labels.mask[None],
@@ -366,7 +371,7 @@ class Method(nnx.Module):
 
     def needs_counts(self) -> bool:
         """Whether the loss asks for the class counts of the training labels."""
-        return not losses.get(self.config.loss).needs.isdisjoint({"class_counts", "num_images"})
+        return not losses.get(self.loss_name).needs.isdisjoint({"class_counts", "num_images"})
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """Whether the parameter at this path is trained: the method's own, the image tower's."""

@@ -18,8 +18,7 @@ labels, averaged, in place of the sum of Eq. 3; the violation of a pair is 1 + s
 s_positive (Eq. 4 has the sign the other way round), averaged over the pairs that violate; both
 streams share CLIP's projection, where the paper has two linear layers for the local one; the mean
 of |o_dist - e_cls| over the features, where the norm of Eq. 5 is d times as much. With
-`variant="paper"` these are the paper's, but for the sign; its loss is
-"ranking(pairs='sum', reduction='sum', skip_without_positives=True)".
+`variant="paper"` these are the paper's, but for the sign.
 
 From the release differ: in the prompt's stage it trains the whole table of token embeddings and
 puts the names' own back, so that start and end of text move with the template's words (`tune_ends`)
@@ -62,6 +61,21 @@ from mlclip_jax.modules.prompts import (
     tuned_prompts,
 )
 
+#: What a variant has for settings that are None.
+VARIANTS = {
+    "released": {
+        "loss": "ranking(skip_without_positives=True)",
+        "local_head": "shared",
+        "score": "normalized",
+        "distillation": "mean",
+    },
+    "paper": {
+        "loss": "ranking(pairs='sum', reduction='sum', skip_without_positives=True)",
+        "local_head": "mlp",
+        "score": "sum",
+        "distillation": "sum",
+    },
+}
 #: Parts of a tower before its blocks.
 BEFORE_BLOCKS = ("patch_embed", "class_embedding", "position_embedding", "norm_pre")
 
@@ -89,7 +103,7 @@ class MKTConfig(MethodConfig):
     distillation: "mean" or "sum" over the features.
     """
 
-    loss: str = "ranking(skip_without_positives=True)"
+    loss: str | None = None
     tune: Literal["image", "prompt"] = "image"
     variant: Literal["released", "paper"] = "released"
     template: str = "There is a {} in the scene"
@@ -211,10 +225,13 @@ class MKT(Method):
 
     def own(self, name: str) -> str:
         """A setting, or what the variant has for it."""
-        paper = {"local_head": "mlp", "score": "sum", "distillation": "sum"}
-        released = {"local_head": "shared", "score": "normalized", "distillation": "mean"}
-        variant = paper if self.config.variant == "paper" else released
-        return getattr(self.config, name) or variant[name]
+        value = getattr(self.config, name)
+        return VARIANTS[self.config.variant][name] if value is None else value
+
+    @property
+    def loss_name(self) -> str:
+        """The ranking loss of the variant, or another that is set."""
+        return self.own("loss")
 
     def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
         """The template with its words' places; none where the image tower trains."""

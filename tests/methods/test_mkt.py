@@ -309,8 +309,7 @@ def test_both_stages_start_from_the_same_label_features(clip, golden):
 
 
 def test_paper_variant_is_its_equations(clip, golden, images):
-    loss = "ranking(pairs='sum', reduction='sum', skip_without_positives=True)"
-    method = make(clip, golden, variant="paper", loss=loss, distillation_weight=0.5)
+    method = make(clip, golden, variant="paper", distillation_weight=0.5)
     batch, labels = batch_of(images, golden), labels_of(golden["out/label_emb_seen"])
     found = image_features(method, images, progress=exact.START)
     z = np.asarray(labels.features)
@@ -343,6 +342,30 @@ def test_paper_variant_is_its_equations(clip, golden, images):
     distance = np.abs(teacher - e_cls).sum(-1).mean()
     assert distance < 1e-5  # the student starts as its teacher, but for a float32 softmax
     exact.same(value, np.float64(pairs + 0.5 * distance))
+
+
+def test_a_variants_settings_can_be_replaced_one_by_one(clip, golden):
+    """The loss of Eq. 4 and the released one, on the golden's scores."""
+    scores = jnp.asarray(golden["in/rank_logits"])
+    labels = labels_of(np.zeros((12, 64)))
+    for fields, expected in (
+        ({}, golden["out/rank_loss"]),
+        ({"variant": "paper"}, golden["paper/rank_loss_eq4_sum"]),
+        (
+            {"loss": make(clip, golden, variant="paper").loss_name},
+            golden["paper/rank_loss_eq4_sum"],
+        ),
+        ({"variant": "paper", "loss": make(clip, golden).loss_name}, golden["out/rank_loss"]),
+    ):
+        method = make(clip, golden, distillation_weight=0.0, **fields)
+        value, _ = method.loss(scores, batch_of(None, golden), labels, exact.START)
+        exact.same(value, expected)
+        assert not method.needs_counts()
+    counting = make(clip, golden, variant="paper", loss="distribution_balanced")
+    assert counting.needs_counts()
+    for wrong in ("", "rankin"):
+        with pytest.raises(UserError, match="loss"):
+            make(clip, golden, loss=wrong)
 
 
 def test_images_without_a_positive_add_nothing(clip, golden, images):
