@@ -157,6 +157,8 @@ class Method(nnx.Module):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Settings that name files; a run keeps their full paths.
+    files: ClassVar[tuple[str, ...]] = ()
     #: Whether the head reads patch tokens; if not, they are never computed.
     reads_tokens: ClassVar[bool] = False
     #: Whether label features change with the image (CoCoOp), and are [b c d].

@@ -136,6 +136,7 @@ class MKT(Method):
 
     Config = MKTConfig
     config: MKTConfig
+    files = ("student", "word_vectors")
     reads_tokens = True
     compares_labels = True
     score_kind = "relative"
