@@ -104,7 +104,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.batch_size = 64
         config.optim.weight_decay = 0.05
         config.backbone.image_norm = "imagenet"
-        config.method.update(top_k=16, tune_ends=True)
+        config.method.tune_ends = True
+        if arg.row != "global":
+            config.method.top_k = 16
         rate, length = 1e-3, {"batch_size": 512, "duration": "4 epochs"}
     optim = {"learning_rate": rate, "min_learning_rate": 1e-8, "warmup": "0 steps", "groups": {}}
     _COMMON["add_stages"](config, arg.row, {**length, "optim": optim})

@@ -165,10 +165,10 @@ class Method(nnx.Module):
     labels_see_images: ClassVar[bool] = False
     #: Whether a logit depends on which labels are scored together (MKT): evaluation then scores the
     #: labels of a task by themselves.
-    compares_labels: ClassVar[bool] = False
+    compares_labels: bool = False
     #: What a user is shown of a logit: its sigmoid, a softmax over the labels, or the logit itself,
-    #: which means something among the labels of an image alone.
-    score_kind: ClassVar[Literal["sigmoid", "softmax", "relative"]] = "sigmoid"
+    #: "relative" where it means something among the labels of an image alone, else "raw".
+    score_kind: Literal["sigmoid", "softmax", "relative", "raw"] = "sigmoid"
     #: The classes that parameters of each class belong to; None: any labels can be scored.
     own_classes: tuple[str, ...] | None = None
 
@@ -220,10 +220,13 @@ class Method(nnx.Module):
         """The label space as arrays, classes padded to a multiple of the devices.
 
         Raises:
-            UserError: a prompt too long for the text tower; or parameters of each class, and other
-                classes than theirs, or the same in another order.
+            UserError: a prompt too long for the text tower; parameters of each class, and other
+                classes than theirs, or the same in another order; or one label, where scores
+                compare labels.
         """
         self.check_classes(space)
+        if self.compares_labels and len(space) == 1:
+            raise UserError("the method compares labels and there is one: give two or more")
         index, mask = padded_index(len(space), multiple_of)
         names = [space.prompt_names[i] for i in index]
         group = None

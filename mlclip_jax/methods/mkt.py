@@ -138,8 +138,6 @@ class MKT(Method):
     config: MKTConfig
     files = ("student", "word_vectors")
     reads_tokens = True
-    compares_labels = True
-    score_kind = "relative"
 
     def __init__(
         self,
@@ -152,6 +150,8 @@ class MKT(Method):
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
         self._check(clip)
+        self.compares_labels = self.own("score") == "normalized"
+        self.score_kind = "relative" if self.compares_labels else "raw"
         sizes = clip.config
         if config.student:
             plain, remat = plain_config(sizes.image), clip.image.remat
@@ -163,7 +163,7 @@ class MKT(Method):
             dim = vector_size(config.word_vectors)
             start = nnx.initializers.normal(width**-0.5)
             self.student.projection = nnx.Param(start(rngs.params(), (width, dim)))
-        if self.own("local_head") == "mlp":
+        if config.streams != "global" and self.own("local_head") == "mlp":
             self.local_head = LocalHead(width, dim, rngs=rngs)
         table = clip.text.token_embedding[...]
         self.context = Context(
@@ -187,13 +187,31 @@ class MKT(Method):
                 f"method.train_blocks is {config.train_blocks} and the image tower has "
                 f"{sizes.layers} blocks: between 1 and those, or 'all' for the whole tower"
             )
-        if not 1 <= config.top_k <= sizes.grid**2:
+        if config.streams == "global":
+            for name in ("top_k", "local_head"):
+                if getattr(config, name) != getattr(MKTConfig, name):
+                    raise UserError(f"method.{name} has no effect where streams='global'")
+        elif not 1 <= config.top_k <= sizes.grid**2:
             raise UserError(
                 f"method.top_k is {config.top_k} and images have {sizes.grid**2} patches: between "
                 "1 and those"
             )
-        if config.distillation_weight < 0:
-            raise UserError("method.distillation_weight, the lambda of MKT, is not below 0")
+        if not config.distillation_weight >= 0:
+            raise UserError(
+                "method.distillation_weight, the lambda of MKT, must be 0 or more, not "
+                f"{config.distillation_weight:g}"
+            )
+        before, after = split_template(config.template)
+        if not (before + after).strip():
+            raise UserError(
+                f"method.template is {config.template!r}: it needs words beside the label, which "
+                "are what the prompt's stage trains"
+            )
+        if before[-1:].isalnum() or after[:1].isalnum():
+            raise UserError(
+                f"method.template is {config.template!r}: it needs a blank between the label and "
+                "each word, whose embeddings the prompt's stage trains"
+            )
         if config.word_vectors and (config.distillation_weight or config.tune == "prompt"):
             raise UserError(
                 "method.word_vectors has no teacher and no prompt: set distillation_weight=0 and "
@@ -255,7 +273,10 @@ class MKT(Method):
         return replace(labels, features=features[labels.index])
 
     def encode_images(self, images: Array, *, progress: Progress | None = None) -> ImageFeatures:
-        """The student's e_cls [b d] and e_patch [b p d]; in the image stage the teacher's too."""
+        """The student's e_cls [b d] and e_patch [b p d]; in the image stage the teacher's too.
+
+        Without a local stream training has no e_patch, which maps read.
+        """
         tower, pixels = self.clip.image, self.clip.prepare(images)
         distils = progress is not None and self._distils()
         if self.whole:
@@ -263,10 +284,12 @@ class MKT(Method):
             below = tower.lower(pixels, 0) if distils else None
         else:
             x = below = tower.lower(pixels, self.shared)
-        states = self.student.hidden_states(x, 0)
-        e_cls, patches = self.student.project(states[:, 0]), states[:, 1:]
-        local = self.local_head if self.own("local_head") == "mlp" else self.student.project
-        found = ImageFeatures(e_cls, local(patches))
+        if progress is not None and self.config.streams == "global":
+            found = self.student.upper(x, 0, tokens=False)
+        else:
+            states = self.student.hidden_states(x, 0)
+            local = getattr(self, "local_head", self.student.project)
+            found = ImageFeatures(self.student.project(states[:, 0]), local(states[:, 1:]))
         if distils:
             teacher = tower.upper(below, self.shared, tokens=False).pooled
             found = found._replace(teacher=teacher)
