@@ -23,7 +23,8 @@ of |o_dist - e_cls| over the features, where the norm of Eq. 5 is d times as muc
 From the release differ: in the prompt's stage it trains the whole table of token embeddings and
 puts the names' own back, so that start and end of text move with the template's words (`tune_ends`)
 and the decay shrinks rows that nobody reads; images without a positive label are taken out of a
-batch there and masked here; its k is 16 in training and 18 afterwards.
+batch there and masked here; its k is 16 in training and 18 in its inference.py, which takes the
+names from the tuned table.
 
 The student starts from CLIP, as in the release; the paper has a ViT-B/16 trained on ImageNet-1k,
 which `student` names. It sees the CLIP's pixels, has the sizes of the CLIP's tower, and a
