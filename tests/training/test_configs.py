@@ -95,6 +95,8 @@ def test_rates_of_mkts_layers(arg, first, whole):
         ("row=neither", {"student"}, None),
         ("row=local", {"student"}, None),
         ("row=global", {"student"}, None),
+        ("row=global,recipe=released", {"student"}, None),
+        ("row=global,variant=paper", {"student"}, None),
         ("recipe=released", {"student"}, {"context", "ends"}),
         ("variant=paper", {"student", "local_head"}, {"context"}),
         ("data=openimages_zsl", {"student"}, {"context"}),
