@@ -6,9 +6,10 @@ ZSL: the six unseen labels, scored by themselves; GZSL: all 22. All rows train t
 of clip-mini's image tower for 256 steps of 32 images, with the labels of sixteen classes; rows with
 prompt tuning then train the prompt for half as many. Learning rates are chosen from one grid, and
 checkpoints, by the mAP of *seen* labels on validation scenes (the rates: of a seed that no table
-uses): unseen labels and test scenes choose nothing. Single streams have the rate of both. Every
-seed draws its own scenes, order and starting values; all rows see the same, so differences are
-paired.
+uses): unseen labels and test scenes choose nothing, but scores have unit length over all 22 labels
+in training too, so that the names of the unseen ones take part in it. The local stream has the rate
+of both; the global one is CLIP-FT. Every seed draws its own scenes, order and starting values; all
+rows see the same, so differences are paired.
 
 Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are not done again.
 """
@@ -16,7 +17,7 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ TUNING_SEED = 1000
 MKT = "mkt/scenes.py:row="
 #: Rows by title: the config and its arguments, and perhaps settings after a blank.
 ROWS = {
-    "CLIP-FT": "clip_ft/scenes.py:view=seen",
+    "CLIP-FT (the global stream)": "clip_ft/scenes.py:view=seen",
     "local": f"{MKT}local",
-    "global": f"{MKT}global",
     "both streams": f"{MKT}neither",
     "+ distillation": f"{MKT}distillation",
     "+ prompt tuning": f"{MKT}prompt",
@@ -40,7 +40,7 @@ ROWS = {
 #: Rows with a prompt stage, and the row whose rate their first stage has.
 TUNED = {"+ prompt tuning": "both streams", "+ both (MKT)": "+ distillation"}
 #: Rows that have another's rate without being tried.
-ALIKE = {"local": "both streams", "global": "both streams"}
+ALIKE = {"local": "both streams"}
 #: Figure 5, at the rate of the row they vary.
 SWEEPS = {
     "+ distillation": {
@@ -124,6 +124,10 @@ def table(scores: Mapping[str, list[dict[str, float]]], words: Mapping[str, str]
     return lines
 
 
+def _grid(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
 def main() -> None:
     """Choose rates, run all rows, print and write the table."""
     args = parser(__doc__).parse_args()
@@ -163,14 +167,22 @@ def main() -> None:
     scores = {title: [next(found) for _ in jobs] for title, jobs in wanted.items()}
     words = {title: f"{rate:g}" for title, (_, rate) in rows.items() if rate is not None}
     words |= {title: f"{words[title]}, {rate:g}" for title, rate in prompt_rates.items()}
+    chosen = [(RATES, rates[title]) for title in first]
+    chosen += [(PROMPT_RATES, rate) for rate in prompt_rates.values()]
+    at_edges = ["All rates that were chosen lie at an edge of their grids."]
+    if any(rate not in (grid[0], grid[-1]) for grid, rate in chosen):
+        at_edges = []
     lines = [
         f"# MKT on Scenes with six labels held out, {args.seeds} seeds",
         "",
         f"    python benchmarks/mkt.py --out {args.out}",
         "",
         "Test figures in per cent, ± standard error; differences are paired over seeds. Rates and",
-        "checkpoints are chosen by the mAP of seen labels on validation scenes. Values of lambda",
-        f"and k (Figure 5): {SWEEP_SEEDS} seeds.",
+        "checkpoints are chosen by the mAP of seen labels on validation scenes, the rates from",
+        f"{_grid(RATES)}, those of the prompt (second) from {_grid(PROMPT_RATES)}. Scores have",
+        "unit length over all 22 labels in training too: names of unseen labels take part in it.",
+        f"Values of lambda and k (Figure 5): {SWEEP_SEEDS} seeds.",
+        *at_edges,
         "",
         *table(scores, words),
     ]

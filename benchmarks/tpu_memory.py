@@ -34,13 +34,16 @@ def measure(config: str, chips: str) -> list[dict[str, Any]]:
     """A row for each stage of a config on "topology:number of chips"."""
     from jax.experimental import topologies
 
-    topology, _, count = chips.rpartition(":")
+    topology, _, number = chips.rpartition(":")
+    count = int(number) if number.isdecimal() else 0
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    if not 1 <= count <= len(devices):
+        raise SystemExit(f"--chips {chips}: {topology} has {len(devices)} chips, give 1 to those")
     settings = load_config(config)
     settings.backbone.dtype = "bfloat16"
     parsed = parse_config(settings)
     rows = []
-    mesh = make_mesh(list(devices[: int(count)]))
+    mesh = make_mesh(list(devices[:count]))
     for stage, (plan, shapes, _) in zip(
         parsed.stages, abstract_step(parsed, mesh=mesh), strict=True
     ):

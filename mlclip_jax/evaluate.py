@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlclip_jax.errors import exit_code, make_folder
+from mlclip_jax.errors import UserError, exit_code, make_folder
 
 if TYPE_CHECKING:
     from mlclip_jax.data.registry import DataSplits
@@ -52,7 +52,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--word_vectors", type=Path, metavar="FILE",
         help="file of word vectors (GloVe's text form) to compare label features with, where the "
-        "labels have groups",
+        "labels have groups (on nus_zsl: of the 81 unseen labels)",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--output", type=Path, help="folder (default: WORKDIR/report/SPLIT)")
@@ -61,6 +61,7 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print and write; the exit code."""
+    from mlclip_jax.labels import catalog
     from mlclip_jax.labels.word_vectors import read_word_vectors
     from mlclip_jax.training.loop import use_compilation_cache
     from mlclip_jax.training.scoring import Scorer
@@ -74,8 +75,13 @@ def run(options: argparse.Namespace) -> int:
     protocol = _protocol(options.protocol or scorer.data.protocol)
     vectors = {}
     if options.word_vectors is not None:
-        names = scorer.data.space.prompt_names
-        vectors = {"word vectors": read_word_vectors(options.word_vectors, names)}
+        grouped = catalog.grouped(scorer.data.space)
+        if grouped is None:
+            raise UserError(
+                "--word_vectors compares label features by groups, and the labels of "
+                f"{scorer.data.space.name!r} have none: leave it out"
+            )
+        vectors = {"word vectors": read_word_vectors(options.word_vectors, grouped.prompt_names)}
     folder = options.output or options.workdir / "report" / options.split
     make_folder(folder)  # now rather than after minutes of scoring
 

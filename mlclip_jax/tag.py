@@ -85,9 +85,10 @@ def _arguments(args: Sequence[str] | None) -> argparse.Namespace:
         "(--classifier) or zero-shot (--clip and --labels). Writes a JSON object a line for each "
         "image, in order.",
         epilog="Scores of a trained method are sigmoids, each label for itself; those of MKT and "
-        "CLIP-FT compare the labels that are given, and rank them. Zero-shot scores "
-        "are shares of a softmax over the given labels: they rank, and add up to 1; 'cosine' is "
-        "the similarity itself.",
+        "CLIP-FT compare the labels that are given, of which there have to be two or more, and "
+        "rank them (MKT's plain sums, score='sum', are of any size, each label for itself). "
+        "Zero-shot scores are shares of a softmax over the given labels: they rank, and add up to "
+        "1; 'cosine' is the similarity itself.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--workdir", type=Path, help="folder of a training run")

@@ -41,7 +41,7 @@ from mlclip_jax.training.build import (
     check_settings,
     load_backbone,
     name_features,
-    with_absolute_backbone,
+    with_absolute_paths,
 )
 from mlclip_jax.training.checkpoint import BACKBONE_PREFIX, FOLDER, Checkpoints, describe
 from mlclip_jax.training.config import TrainConfig, parse_config
@@ -179,7 +179,7 @@ def convert(
             checkpoint already.
     """
     check_settings(config)
-    config = with_absolute_backbone(config)
+    config = with_absolute_paths(config)
     stage = config.stages[-1]
     if stage.method["name"] != release.method:
         raise UserError(

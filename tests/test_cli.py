@@ -309,7 +309,7 @@ def test_mistakes_take_one_line(tmp_path, clip, labels, capsys):
     one_error_line(capsys, cli.main(["evaluate", f"--workdir={tmp_path / 'norun'}"]), "norun")
 
 
-def test_mistakes_of_evaluate_take_one_line(trained, capsys):
+def test_mistakes_of_evaluate_take_one_line(trained, capsys, monkeypatch):
     def run(*args):
         return cli.main(["evaluate", f"--workdir={trained}", *args])
 
@@ -318,6 +318,9 @@ def test_mistakes_of_evaluate_take_one_line(trained, capsys):
     one_error_line(capsys, run("--protocol=sceens"), "sceens", "scenes")
     file = trained / "metrics.jsonl"
     one_error_line(capsys, run(f"--output={file}"), "metrics.jsonl", "choose another place")
+    one_error_line(capsys, run("--word_vectors=none.txt"), "none.txt", "no text file")
+    monkeypatch.setattr(catalog, "grouped", lambda space: None)
+    one_error_line(capsys, run("--word_vectors=none.txt"), "groups", "have none: leave it out")
 
 
 def test_impossible_combinations_of_options(labels, capsys):

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mlclip_jax.clip import PRESETS, ViTConfig
 from mlclip_jax.errors import UserError
 
-_SHARED = runpy.run_path(str(Path(__file__).parents[1] / "_benchmark.py"))
+_FOLDER = Path(__file__).parents[1]
+_SHARED = runpy.run_path(str(_FOLDER / "_benchmark.py"))
+_LAST = runpy.run_path(str(_FOLDER / "_last_blocks.py"))
 
 #: MKT, Table 1, by corpus: figures of the protocol.
 PAPER = {
@@ -50,16 +51,15 @@ PAPER = {
         "GZSL/F1@20": 35.4,
     },
 }
-_DECAY = 0.65  # of the rate from layer to layer, from the top down
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of a run."""
     arg = _SHARED["parse"](arg, data="nus_zsl", backbone="ViT-B/16", whole=False)
-    method = {"name": "clip_ft"}
+    method, layers = {"name": "clip_ft"}, _LAST["layers"](arg.backbone)
     if arg.whole:
         method["train_blocks"] = "all"
-    elif not isinstance(getattr(PRESETS.get(arg.backbone), "image", None), ViTConfig):
+    elif layers is None:
         raise UserError(
             f"backbone={arg.backbone} has no last blocks that are known here: add whole, or take a "
             "ViT by its preset's name"
@@ -67,21 +67,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if "_spml_" in arg.data:
         method["loss"] = "ranking(skip_without_positives=True, ignore_unobserved=False)"
     config = _SHARED["benchmark"](arg, method)
-    config.data.update(resize="resize256", augment="randaugment")
-    config.batch_size = 128
-    config.duration = "4 epochs" if arg.data.startswith("openimages") else "20 epochs"
-    config.optim = {
-        "name": "adamw",
-        "learning_rate": 1e-3,
-        "min_learning_rate": 1e-6,
-        "weight_decay": 0.005,
-        "warmup": "2 epochs",
-    }
+    _LAST["recipe"](config)
     if arg.whole:
         config.optim.learning_rate = 1e-5
     else:
-        last = PRESETS[arg.backbone].image.layers - 1
-        config.optim.groups = {f"blocks/{last - 1}/": _DECAY**2, f"blocks/{last}/": _DECAY}
+        config.optim.groups = _LAST["groups"](layers - 2, layers)
     corpus = arg.data.partition("_")[0]
     if corpus in PAPER and not arg.whole and arg.data.endswith("zsl"):
         config.paper = PAPER[corpus]

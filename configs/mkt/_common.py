@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mlclip_jax.errors import UserError
 from mlclip_jax.spec import unknown
 
 #: Rows of Tables 2 and 4: settings of the method, and whether the prompt is tuned afterwards.
@@ -18,21 +19,24 @@ ROWS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
     "local": ({"distillation_weight": 0.0, "streams": "local"}, False),
     "global": ({"distillation_weight": 0.0, "streams": "global"}, False),
 }
-_PAPER_LOSS = "ranking(pairs='sum', reduction='sum', skip_without_positives=True)"
 
 
-def method(row: str, variant: str) -> dict[str, Any]:
-    """`config.method` of a row, with the equations of a variant.
+def method(row: str, variant: str, vectors: str) -> dict[str, Any]:
+    """`config.method` of a row, with the equations of a variant, and perhaps word vectors.
 
     Raises:
-      UserError: there is no such row or variant.
+      UserError: there is no such row or variant, or the row takes no word vectors.
     """
     if row not in ROWS:
         raise unknown("row", row, ROWS)
     if variant not in ("released", "paper"):
         raise unknown("variant", variant, ("released", "paper"))
-    loss = {"loss": _PAPER_LOSS} if variant == "paper" else {}
-    return {"name": "mkt", "variant": variant, **loss, **ROWS[row][0]}
+    if vectors and row != "neither":
+        raise UserError(
+            f"vectors= stands for CLIP's text, and row={row} is not of Table 3: add row=neither"
+        )
+    own = {"word_vectors": vectors} if vectors else {}
+    return {"name": "mkt", "variant": variant, **ROWS[row][0], **own}
 
 
 def add_stages(config: ConfigDict, row: str, prompt: Mapping[str, Any]) -> None:

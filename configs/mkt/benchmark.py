@@ -9,9 +9,10 @@
 Arguments: data=nus_zsl|openimages_zsl|...|custom (docs/data.md), data_dir= (folder of images and
 annotations), row=mkt|distillation|prompt|neither (Table 2)|local|global (Table 4),
 backbone=ViT-B/16 (or another ViT's preset), recipe=paper|released, variant=released|paper
-(equations), student= (file or folder with a ViT-B/16 of ImageNet-1k, as timm or Hugging Face name
-its arrays: the student then starts from it and trains as a whole), vectors= (file of word vectors,
-such as GloVe's, in place of CLIP's text: Table 3, with row=neither), seed=0. Figure 5:
+(equations), blocks=2 (last blocks that train, each at a rate of its own, or all), student= (file or
+folder with a ViT-B/16 of ImageNet-1k, as timm or Hugging Face name its arrays: the student then
+starts from it and trains as a whole, unless blocks= says otherwise), vectors= (file of word
+vectors, such as GloVe's, in place of CLIP's text: Table 3, with row=neither), seed=0. Figure 5:
 --config.method.distillation_weight=0.5, --config.method.top_k=10.
 
 The recipe "paper": AdamW at 1e-3 with decay 0.005 for 20 epochs (4 on Open Images) in batches of
@@ -20,7 +21,8 @@ release's: layer-wise rates for the last two blocks, cosine after two epochs of 
 crops with RandAugment. "released" is what the code runs: decay 0.05, batches of 64, k 16 and
 ImageNet's pixel statistics; then start and end of text with the prompt, 1e-3 for 4 epochs in
 batches of 512. Both test on the inner 224 of 256 pixels, and start from CLIP; the paper says
-ImageNet-1k for the student (student=).
+ImageNet-1k for the student (student=). Where only positives are known the other labels count as
+negative.
 
 ZSL scores the unseen labels by themselves, GZSL all; the figures of Tables 1 to 4 stand beside
 their rows.
@@ -30,15 +32,17 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from mlclip_jax.clip import PRESETS, ViTConfig
 from mlclip_jax.errors import UserError
+from mlclip_jax.methods.mkt import VARIANTS
 from mlclip_jax.spec import unknown
 
 _HERE = Path(__file__)
 _SHARED = runpy.run_path(str(_HERE.parents[1] / "_benchmark.py"))
+_LAST = runpy.run_path(str(_HERE.parents[1] / "_last_blocks.py"))
 _COMMON = runpy.run_path(str(_HERE.with_name("_common.py")))
 
 _FIGURES = {"nus": ("mAP", "F1@3", "F1@5"), "openimages": ("F1@10", "F1@20", "mAP", "WmAP")}
@@ -53,56 +57,63 @@ PAPER = {
     ("nus", "global"): ((30.3, 23.3, 21.4), (15.5, 19.4, 22.1)),
     ("openimages", "mkt"): ((19.7, 11.4, 68.1, 89.2), (40.5, 35.4, 81.4, 89.8)),
 }
-_DECAY = 0.65  # of the rate from layer to layer, from the top down
 
 
-def _groups(blocks: int, *, whole: bool = False) -> dict[str, float]:
-    """Factors of the rate for a student's blocks, and in a whole tower for what is before them."""
-    before = {"student/(patch|class|position)_embed": _DECAY ** (blocks + 1)} if whole else {}
-    return before | {f"student/blocks/{i}/": _DECAY ** (blocks - i) for i in range(blocks)}
+def _blocks(arg: SimpleNamespace) -> tuple[int | str, dict[str, float]]:
+    """How many of the last blocks train, and the factors of their rates.
+
+    Raises:
+      UserError: the backbone is no ViT, or has fewer blocks.
+    """
+    layers = _LAST["layers"](arg.backbone)
+    if layers is None:
+        raise UserError(f"backbone={arg.backbone}: mkt takes a ViT by its preset's name")
+    chosen = arg.blocks or ("all" if arg.student else "2")
+    if chosen == "all":
+        return chosen, _LAST["groups"](0, layers, within="student/", before=True)
+    if not chosen.isdecimal() or not 1 <= int(chosen) <= layers:
+        raise UserError(
+            f"blocks={chosen}: {arg.backbone} has {layers} blocks, give 1 to those or all"
+        )
+    # A student from CLIP has the blocks that train and no others.
+    end = layers if arg.student else int(chosen)
+    return int(chosen), _LAST["groups"](end - int(chosen), end, within="student/")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of a run."""
     arg = _SHARED["parse"](
         arg, data="nus_zsl", backbone="ViT-B/16", row="mkt", recipe="paper", variant="released",
-        student="", vectors="",
+        blocks="", student="", vectors="",
     )  # fmt: skip
-    sizes = getattr(PRESETS.get(arg.backbone), "image", None)
-    if not isinstance(sizes, ViTConfig):
-        raise UserError(f"backbone={arg.backbone}: mkt takes a ViT by its preset's name")
+    blocks, groups = _blocks(arg)
     if arg.recipe not in ("paper", "released"):
         raise unknown("recipe", arg.recipe, ("paper", "released"))
-    released, large = arg.recipe == "released", arg.data.startswith("openimages")
-    config = _SHARED["benchmark"](arg, _COMMON["method"](arg.row, arg.variant))
-    config.data.update(resize="resize256", augment="randaugment")
-    config.batch_size = 64 if released else 128
-    config.duration = "4 epochs" if large else "20 epochs"
-    config.optim = {
-        "name": "adamw",
-        "learning_rate": 1e-3,
-        "min_learning_rate": 1e-6,
-        "weight_decay": 0.05 if released else 0.005,
-        "warmup": "2 epochs",
-        "groups": _groups(sizes.layers, whole=True) if arg.student else _groups(2),
-    }
+    method = _COMMON["method"](arg.row, arg.variant, arg.vectors)
+    config = _SHARED["benchmark"](arg, method | {"train_blocks": blocks})
+    _LAST["recipe"](config)
+    config.optim.groups = groups
     if arg.student:
-        config.method.update(student=arg.student, train_blocks="all")
-    rate = {"learning_rate": 3e-5, "min_learning_rate": 0.0}
-    length = {"batch_size": 16, "duration": "2 epochs" if large else "10 epochs"}
-    if released:
+        config.method.student = arg.student
+    if "_spml_" in arg.data:
+        loss = VARIANTS[arg.variant]["loss"].removesuffix(")")
+        config.method.loss = f"{loss}, ignore_unobserved=False)"
+    corpus, rate = arg.data.partition("_")[0], 3e-5
+    length = {"batch_size": 16, "duration": "2 epochs" if corpus == "openimages" else "10 epochs"}
+    if arg.recipe == "released":
+        config.batch_size = 64
+        config.optim.weight_decay = 0.05
         config.backbone.image_norm = "imagenet"
-        config.method.update(top_k=16, tune_ends=True)
-        rate = {"learning_rate": 1e-3, "min_learning_rate": 1e-8}
-        length = {"batch_size": 512, "duration": "4 epochs"}
-    optim = {**rate, "warmup": "0 steps", "groups": {}}
+        config.method.tune_ends = True
+        if arg.row != "global":
+            config.method.top_k = 16
+        rate, length = 1e-3, {"batch_size": 512, "duration": "4 epochs"}
+    optim = {"learning_rate": rate, "min_learning_rate": 1e-8, "warmup": "0 steps", "groups": {}}
     _COMMON["add_stages"](config, arg.row, {**length, "optim": optim})
-    corpus = arg.data.partition("_")[0]
-    if arg.vectors:
-        config.method.word_vectors = arg.vectors
     published = PAPER.get((corpus, "glove" if arg.vectors else arg.row))
-    meant = (arg.backbone, arg.recipe, arg.variant) == ("ViT-B/16", "paper", "released")
-    if published is not None and meant and arg.data.endswith("zsl"):
+    meant = (arg.backbone, arg.recipe, arg.variant, arg.blocks)
+    own = meant == ("ViT-B/16", "paper", "released", "") and arg.data.endswith("zsl")
+    if published is not None and own:
         config.paper = {
             f"{task}/{name}": value
             for task, values in zip(("ZSL", "GZSL"), published, strict=True)

@@ -25,9 +25,8 @@ _COMMON = runpy.run_path(str(Path(__file__).with_name("_common.py")))
 def get_config(arg: str | None = None) -> ConfigDict:
     """The settings of a run."""
     arg = _SHARED["parse"](arg, view="seen", row="mkt", variant="released", vectors="")
-    config = _SHARED["scenes"](arg, _COMMON["method"](arg.row, arg.variant), rate=1e-4)
-    if arg.vectors:
-        config.method.word_vectors = arg.vectors
+    method = _COMMON["method"](arg.row, arg.variant, arg.vectors)
+    config = _SHARED["scenes"](arg, method, rate=1e-4)
     prompt = {"duration": "128 steps", "optim": {"learning_rate": 1e-3}}
     _COMMON["add_stages"](config, arg.row, prompt)
     return config

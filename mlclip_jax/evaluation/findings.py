@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mlclip_jax.evaluation.protocol import Figure, Protocol
 from mlclip_jax.evaluation.ranking import mean_average_precision
 from mlclip_jax.evaluation.streams import Streams
 from mlclip_jax.evaluation.views import class_sets
+from mlclip_jax.labels import catalog
 from mlclip_jax.labels.space import LabelSpace
 
 AP_CONVENTION = (
@@ -75,7 +77,8 @@ class Findings:
         chosen_on: the split on which the thresholds were chosen.
         history: rows of the run's metrics.jsonl.
         image: uint8 `[h w 3]` of an index of the results.
-        vectors: `[c d]` by title, label features of no method (word vectors), compared with those.
+        vectors: `[n d]` by title, label features of no method (word vectors) of the labels that
+            have groups, compared with those.
         streams: of which the logits of the last column are put together; None: of one piece.
     """
 
@@ -129,18 +132,25 @@ class Findings:
     def compactness(self) -> dict[str, Compactness]:
         """How the label features lie by group, by title.
 
-        Empty without a taxonomy of two groups; without methods that have one vector for each label.
+        Empty where no two groups are known; without methods that have one vector for each label.
         """
-        taxonomy = self.space.taxonomy
-        if taxonomy is None or len(taxonomy) < 2:
-            return {}
-        return {title: compactness(of, taxonomy) for title, of in self.label_features.items()}
+        features = self.label_features
+        return {title: compactness(of, self.grouped.taxonomy) for title, of in features.items()}
+
+    @functools.cached_property
+    def grouped(self) -> LabelSpace | None:
+        """The n labels that have groups, see `catalog.grouped`."""
+        return catalog.grouped(self.space)
 
     @property
     def label_features(self) -> dict[str, np.ndarray]:
-        """`[c d]` by title: of methods that have one vector for each label, then of none."""
+        """`[n d]` by title: of methods that have one vector for each label, then of none."""
+        if self.grouped is None:
+            return {}
+        rows = list(self.space.indices(self.grouped.names))
         own = {title: entry.result.label_features for title, entry in self.entries.items()}
-        return {title: of for title, of in own.items() if of is not None} | dict(self.vectors)
+        found = {title: of[rows] for title, of in own.items() if of is not None}
+        return found | dict(self.vectors)
 
 
 def gather(
@@ -233,7 +243,7 @@ def as_json(found: Findings) -> dict[str, Any]:
                     "between": _number(one.between[g]),
                     "difference": _number(one.difference[g]),
                 }
-                for g, name in enumerate(found.space.taxonomy.group_names)
+                for g, name in enumerate(found.grouped.taxonomy.group_names)
             },
         }
     groups = found.class_groups()

@@ -38,12 +38,13 @@ _TEXT, _SMALL = 10.0, 7.2  # names on a narrow page, and the further ones of a w
 def label_features(found: Findings) -> str:
     """Pictures of label features coloured by group, and the compactness of the groups.
 
-    Empty where there is no taxonomy of two groups, or no method has one vector for each label.
+    Empty where no two groups are known, or no method has one vector for each label.
     """
     compact = found.compactness()
     if not compact:
         return ""
-    taxonomy, count = found.space.taxonomy, len(found.space)
+    space = found.grouped
+    taxonomy, count = space.taxonomy, len(space)
     # The baseline and the column that matters come first, side by side.
     titles = [title for title in dict.fromkeys([*found.shown, *compact]) if title in compact]
     features = found.label_features
@@ -65,8 +66,8 @@ def label_features(found: Findings) -> str:
             silhouette += f", top-{RETRIEVED} retrieval {100 * compact[title].retrieval:.1f} %"
         picture = charts.svg(
             2 * middle[1],
-            _dots(points, found.space.names, taxonomy)
-            + _names(points, found.space.names, taxonomy, 1.3 * size, 2 * middle[1]),
+            _dots(points, space.names, taxonomy)
+            + _names(points, space.names, taxonomy, 1.3 * size, 2 * middle[1]),
             f"Label features of {title} in two dimensions",
             f"{count} labels in {len(taxonomy)} groups; {silhouette}. The figures by group are in "
             "the chart of compactness below.",
@@ -105,7 +106,7 @@ def _compactness(found: Findings, compact: dict[str, Compactness]) -> str:
     styles = {i: title for i, title in enumerate(titles) if title in compact}
     cosines = np.concatenate([c for one in compact.values() for c in (one.within, one.between)])
     x_range = charts.value_range([cosines])
-    names, made = found.space.taxonomy.group_names, []
+    names, made = found.grouped.taxonomy.group_names, []
     for rows in charts.panels(len(names)):
         values = {
             style: (compact[title].between[rows], compact[title].within[rows])

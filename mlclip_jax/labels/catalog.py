@@ -173,6 +173,19 @@ def nus() -> LabelSpace:
     return LabelSpace(names=names, taxonomy=_taxonomy(names, groups), name="nus")
 
 
+def grouped(space: LabelSpace) -> LabelSpace | None:
+    """The labels of a space that have groups: all, or its unseen ones where they are NUS-WIDE's.
+
+    None: no two groups are known.
+    """
+    if space.taxonomy is None and "unseen" in space.subsets:
+        known, unseen = nus(), space.select("unseen")
+        if set(unseen.names) <= set(known.names):
+            of = known.taxonomy.select([known.index(name) for name in unseen.names])
+            space = dataclasses.replace(unseen, taxonomy=of)
+    return space if space.taxonomy is not None and len(space.taxonomy) > 1 else None
+
+
 def cub() -> LabelSpace:
     """The 312 attributes of CUB-200-2011 in 20 groups by part of the bird.
 

@@ -55,9 +55,14 @@ def shipped() -> dict[str, tuple[str, ...]]:
     return read_aliases(Path(__file__).with_name("synonyms.yaml"))
 
 
+def without_possessives(text: str) -> str:
+    """A text in lower case; "Dog's" is "dog"."""
+    return _POSSESSIVE.sub("", text.lower())
+
+
 def words_of(text: str) -> list[str]:
     """The words and marks of a text in lower case; "dog's" is "dog"."""
-    return _TOKEN.findall(_POSSESSIVE.sub("", text.lower()))
+    return _TOKEN.findall(without_possessives(text))
 
 
 def forms(name: str) -> tuple[str, ...]:

@@ -157,16 +157,18 @@ class Method(nnx.Module):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    #: Settings that name files; a run keeps their full paths.
+    files: ClassVar[tuple[str, ...]] = ()
     #: Whether the head reads patch tokens; if not, they are never computed.
     reads_tokens: ClassVar[bool] = False
     #: Whether label features change with the image (CoCoOp), and are [b c d].
     labels_see_images: ClassVar[bool] = False
     #: Whether a logit depends on which labels are scored together (MKT): evaluation then scores the
     #: labels of a task by themselves.
-    compares_labels: ClassVar[bool] = False
+    compares_labels: bool = False
     #: What a user is shown of a logit: its sigmoid, a softmax over the labels, or the logit itself,
-    #: which means something among the labels of an image alone.
-    score_kind: ClassVar[Literal["sigmoid", "softmax", "relative"]] = "sigmoid"
+    #: "relative" where it means something among the labels of an image alone, else "raw".
+    score_kind: Literal["sigmoid", "softmax", "relative", "raw"] = "sigmoid"
     #: The classes that parameters of each class belong to; None: any labels can be scored.
     own_classes: tuple[str, ...] | None = None
 
@@ -179,9 +181,14 @@ class Method(nnx.Module):
         encoder: Encoder,
         rngs: nnx.Rngs,
     ) -> None:
-        losses.get(config.loss)  # an unknown loss is an error now, not at the first step
         self.config = config
+        losses.get(self.loss_name)  # an unknown loss is an error now, not at the first step
         self.clip = clip
+
+    @property
+    def loss_name(self) -> str:
+        """The loss by name, with its settings."""
+        return self.config.loss
 
     @classmethod
     def image_size_of(cls, config: MethodConfig, clip: CLIPConfig) -> int:
@@ -213,10 +220,13 @@ class Method(nnx.Module):
         """The label space as arrays, classes padded to a multiple of the devices.
 
         Raises:
-            UserError: a prompt too long for the text tower; or parameters of each class, and other
-                classes than theirs, or the same in another order.
+            UserError: a prompt too long for the text tower; parameters of each class, and other
+                classes than theirs, or the same in another order; or one label, where scores
+                compare labels.
         """
         self.check_classes(space)
+        if self.compares_labels and len(space) == 1:
+            raise UserError("the method compares labels and there is one: give two or more")
         index, mask = padded_index(len(space), multiple_of)
         names = [space.prompt_names[i] for i in index]
         group = None
@@ -324,7 +334,7 @@ class Method(nnx.Module):
             progress: of training.
             image_features, label_features: what the logits were made of, for losses on features.
         """
-        loss = losses.get(self.config.loss)(
+        loss = losses.get(self.loss_name)(
             logits,
             batch.targets,
             where=batch.mask[:, None] & labels.mask[None],
@@ -366,7 +376,7 @@ class Method(nnx.Module):
 
     def needs_counts(self) -> bool:
         """Whether the loss asks for the class counts of the training labels."""
-        return not losses.get(self.config.loss).needs.isdisjoint({"class_counts", "num_images"})
+        return not losses.get(self.loss_name).needs.isdisjoint({"class_counts", "num_images"})
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:
         """Whether the parameter at this path is trained: the method's own, the image tower's."""

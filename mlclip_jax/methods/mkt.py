@@ -18,13 +18,13 @@ labels, averaged, in place of the sum of Eq. 3; the violation of a pair is 1 + s
 s_positive (Eq. 4 has the sign the other way round), averaged over the pairs that violate; both
 streams share CLIP's projection, where the paper has two linear layers for the local one; the mean
 of |o_dist - e_cls| over the features, where the norm of Eq. 5 is d times as much. With
-`variant="paper"` these are the paper's, but for the sign; its loss is
-"ranking(pairs='sum', reduction='sum', skip_without_positives=True)".
+`variant="paper"` these are the paper's, but for the sign.
 
 From the release differ: in the prompt's stage it trains the whole table of token embeddings and
 puts the names' own back, so that start and end of text move with the template's words (`tune_ends`)
 and the decay shrinks rows that nobody reads; images without a positive label are taken out of a
-batch there and masked here; its k is 16 in training and 18 afterwards.
+batch there and masked here; its k is 16 in training and 18 in its inference.py, which takes the
+names from the tuned table.
 
 The student starts from CLIP, as in the release; the paper has a ViT-B/16 trained on ImageNet-1k,
 which `student` names. It sees the CLIP's pixels, has the sizes of the CLIP's tower, and a
@@ -62,6 +62,21 @@ from mlclip_jax.modules.prompts import (
     tuned_prompts,
 )
 
+#: What a variant has for settings that are None.
+VARIANTS = {
+    "released": {
+        "loss": "ranking(skip_without_positives=True)",
+        "local_head": "shared",
+        "score": "normalized",
+        "distillation": "mean",
+    },
+    "paper": {
+        "loss": "ranking(pairs='sum', reduction='sum', skip_without_positives=True)",
+        "local_head": "mlp",
+        "score": "sum",
+        "distillation": "sum",
+    },
+}
 #: Parts of a tower before its blocks.
 BEFORE_BLOCKS = ("patch_embed", "class_embedding", "position_embedding", "norm_pre")
 
@@ -89,7 +104,7 @@ class MKTConfig(MethodConfig):
     distillation: "mean" or "sum" over the features.
     """
 
-    loss: str = "ranking(skip_without_positives=True)"
+    loss: str | None = None
     tune: Literal["image", "prompt"] = "image"
     variant: Literal["released", "paper"] = "released"
     template: str = "There is a {} in the scene"
@@ -122,9 +137,8 @@ class MKT(Method):
 
     Config = MKTConfig
     config: MKTConfig
+    files = ("student", "word_vectors")
     reads_tokens = True
-    compares_labels = True
-    score_kind = "relative"
 
     def __init__(
         self,
@@ -137,6 +151,8 @@ class MKT(Method):
     ) -> None:
         super().__init__(config, clip, space=space, encoder=encoder, rngs=rngs)
         self._check(clip)
+        self.compares_labels = self.own("score") == "normalized"
+        self.score_kind = "relative" if self.compares_labels else "raw"
         sizes = clip.config
         if config.student:
             plain, remat = plain_config(sizes.image), clip.image.remat
@@ -148,7 +164,7 @@ class MKT(Method):
             dim = vector_size(config.word_vectors)
             start = nnx.initializers.normal(width**-0.5)
             self.student.projection = nnx.Param(start(rngs.params(), (width, dim)))
-        if self.own("local_head") == "mlp":
+        if config.streams != "global" and self.own("local_head") == "mlp":
             self.local_head = LocalHead(width, dim, rngs=rngs)
         table = clip.text.token_embedding[...]
         self.context = Context(
@@ -172,13 +188,31 @@ class MKT(Method):
                 f"method.train_blocks is {config.train_blocks} and the image tower has "
                 f"{sizes.layers} blocks: between 1 and those, or 'all' for the whole tower"
             )
-        if not 1 <= config.top_k <= sizes.grid**2:
+        if config.streams == "global":
+            for name in ("top_k", "local_head"):
+                if getattr(config, name) != getattr(MKTConfig, name):
+                    raise UserError(f"method.{name} has no effect where streams='global'")
+        elif not 1 <= config.top_k <= sizes.grid**2:
             raise UserError(
                 f"method.top_k is {config.top_k} and images have {sizes.grid**2} patches: between "
                 "1 and those"
             )
-        if config.distillation_weight < 0:
-            raise UserError("method.distillation_weight, the lambda of MKT, is not below 0")
+        if not config.distillation_weight >= 0:
+            raise UserError(
+                "method.distillation_weight, the lambda of MKT, must be 0 or more, not "
+                f"{config.distillation_weight:g}"
+            )
+        before, after = split_template(config.template)
+        if not (before + after).strip():
+            raise UserError(
+                f"method.template is {config.template!r}: it needs words beside the label, which "
+                "are what the prompt's stage trains"
+            )
+        if before[-1:].isalnum() or after[:1].isalnum():
+            raise UserError(
+                f"method.template is {config.template!r}: it needs a blank between the label and "
+                "each word, whose embeddings the prompt's stage trains"
+            )
         if config.word_vectors and (config.distillation_weight or config.tune == "prompt"):
             raise UserError(
                 "method.word_vectors has no teacher and no prompt: set distillation_weight=0 and "
@@ -211,10 +245,13 @@ class MKT(Method):
 
     def own(self, name: str) -> str:
         """A setting, or what the variant has for it."""
-        paper = {"local_head": "mlp", "score": "sum", "distillation": "sum"}
-        released = {"local_head": "shared", "score": "normalized", "distillation": "mean"}
-        variant = paper if self.config.variant == "paper" else released
-        return getattr(self.config, name) or variant[name]
+        value = getattr(self.config, name)
+        return VARIANTS[self.config.variant][name] if value is None else value
+
+    @property
+    def loss_name(self) -> str:
+        """The ranking loss of the variant, or another that is set."""
+        return self.own("loss")
 
     def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
         """The template with its words' places; none where the image tower trains."""
@@ -237,7 +274,10 @@ class MKT(Method):
         return replace(labels, features=features[labels.index])
 
     def encode_images(self, images: Array, *, progress: Progress | None = None) -> ImageFeatures:
-        """The student's e_cls [b d] and e_patch [b p d]; in the image stage the teacher's too."""
+        """The student's e_cls [b d] and e_patch [b p d]; in the image stage the teacher's too.
+
+        Without a local stream training has no e_patch, which maps read.
+        """
         tower, pixels = self.clip.image, self.clip.prepare(images)
         distils = progress is not None and self._distils()
         if self.whole:
@@ -245,10 +285,12 @@ class MKT(Method):
             below = tower.lower(pixels, 0) if distils else None
         else:
             x = below = tower.lower(pixels, self.shared)
-        states = self.student.hidden_states(x, 0)
-        e_cls, patches = self.student.project(states[:, 0]), states[:, 1:]
-        local = self.local_head if self.own("local_head") == "mlp" else self.student.project
-        found = ImageFeatures(e_cls, local(patches))
+        if progress is not None and self.config.streams == "global":
+            found = self.student.upper(x, 0, tokens=False)
+        else:
+            states = self.student.hidden_states(x, 0)
+            local = getattr(self, "local_head", self.student.project)
+            found = ImageFeatures(self.student.project(states[:, 0]), local(states[:, 1:]))
         if distils:
             teacher = tower.upper(below, self.shared, tokens=False).pooled
             found = found._replace(teacher=teacher)

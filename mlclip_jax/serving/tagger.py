@@ -14,8 +14,9 @@ What a score means depends on where it comes from, and `Tagger.score_kind` says 
   are far above zero for absent labels too. "cosine" beside it is the bare cosine similarity,
   comparable between images; about 0.2 to 0.3 for present labels with the published CLIPs.
 - "relative", for methods whose scores depend on which labels are scored together (MKT, CLIP-FT):
-  the score itself, between -1 and 1 where scores have unit length over the labels. It ranks the
+  the score itself, between -1 and 1 as scores have unit length over the labels. It ranks the
   labels of an image; a threshold means something for these labels alone.
+- "raw", for MKT's plain sums (score="sum"): the score itself, of any size, each label for itself.
 """
 
 from __future__ import annotations
@@ -322,7 +323,7 @@ class Tagger:
         """Labels in this order, up to the first below the threshold."""
         if self.score_kind == "sigmoid":
             scores = 0.5 * (1 + np.tanh(0.5 * logits))  # does not overflow
-        elif self.score_kind == "relative":
+        elif self.score_kind in ("relative", "raw"):
             scores = logits
         else:
             shares = np.exp(logits - logits.max())
@@ -339,12 +340,14 @@ class Tagger:
         return tags
 
     def _check_choice(self, top_k: int | None, threshold: float | None) -> None:
-        lowest = -1 if self.score_kind == "relative" else 0
+        bounds = {"relative": (-1, 1), "raw": (-np.inf, np.inf)}
+        lowest, highest = bounds.get(self.score_kind, (0, 1))
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k must be at least 1, not {top_k}")
-        if threshold is not None and not lowest <= threshold <= 1:
+        if threshold is not None and not lowest <= threshold <= highest:
             raise UserError(
-                f"the threshold is compared with scores between {lowest} and 1; got {threshold}"
+                f"the threshold is compared with scores between {lowest} and {highest}; "
+                f"got {threshold}"
             )
 
 

@@ -158,14 +158,30 @@ def load_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     return Backbone(clip, found.tokenizer(), found.digest())
 
 
-def with_absolute_backbone(config: TrainConfig) -> TrainConfig:
-    """`config` with the full path of a backbone that is a folder: it is found from anywhere."""
-    name = config.backbone.name
-    if config.backbone.weights == "random" or name in clip_weights.MINIS or not Path(name).is_dir():
-        return config
-    backbone = replace(config.backbone, name=str(Path(name).absolute()))
-    source = {**config.source, "backbone": {**config.source["backbone"], "name": backbone.name}}
-    return replace(config, backbone=backbone, source=source)
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` with the full paths of a backbone that is a folder and of the methods' files.
+
+    So they are found from anywhere.
+    """
+    source, name = dict(config.source), config.backbone.name
+    packaged = config.backbone.weights == "random" or name in clip_weights.MINIS
+    if not packaged and Path(name).is_dir():
+        source["backbone"] = {**source["backbone"], "name": _absolute(name)}
+    files = {key for s in config.stages for key in methods.load(s.method["name"]).files}
+
+    def placed(part: Mapping[str, Any]) -> dict[str, Any]:
+        method = part.get("method") or {}
+        paths = {key: _absolute(method[key]) for key in files if method.get(key)}
+        return {**part, "method": {**method, **paths}} if paths else dict(part)
+
+    source = placed(source)
+    if source.get("stages"):
+        source["stages"] = tuple(map(placed, source["stages"]))
+    return parse_config(source)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def image_size(config: TrainConfig, clip: CLIPConfig) -> int:

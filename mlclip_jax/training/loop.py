@@ -25,7 +25,7 @@ from mlclip_jax.training.build import (
     load_backbone,
     name_features,
     plan_stage,
-    with_absolute_backbone,
+    with_absolute_paths,
     with_leaves,
 )
 from mlclip_jax.training.captions import reads_no_images, with_captions
@@ -97,7 +97,7 @@ def fit(
     """
     config = config if isinstance(config, TrainConfig) else parse_config(config)
     check_settings(config)
-    config = with_absolute_backbone(config)
+    config = with_absolute_paths(config)
     workdir = Path(workdir)
     make_folder(workdir)
     main = jax.process_index() == 0

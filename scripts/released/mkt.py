@@ -139,9 +139,10 @@ RELEASE = MKTRelease(
     frozen=(),
     unused=tuple(name for row in HEAD for name in row.names),
     prompts=lambda *_: {},
-    remark="the names of labels keep the backbone's embeddings, as where the release is evaluated; "
-    "it was trained on pixels normalised as ImageNet's and with a k of 16: set "
-    "backbone.image_norm='imagenet' and method.top_k where the config does not",
+    remark="the names of labels keep the backbone's embeddings, as in the validation of the "
+    "release's second stage; its inference.py takes them from the tuned table. It was trained on "
+    "pixels normalised as ImageNet's and with a k of 16, and inference.py has a k of 18: set "
+    "backbone.image_norm='imagenet', and method.top_k=18 to evaluate as it does",
     mend="set config.backbone to the CLIP it was trained from, or method.train_blocks to as many "
     "blocks as trained ('all' for the whole tower)",
 )

@@ -24,7 +24,7 @@ from mlclip_jax.evaluation.label_features import (
     retrieval_accuracy,
     turn,
 )
-from mlclip_jax.labels.catalog import coco, scenes
+from mlclip_jax.labels.catalog import coco, grouped, nus, scenes
 from mlclip_jax.labels.space import LabelSpace, Taxonomy
 from mlclip_jax.methods.base import LabelInputs, padded_index
 
@@ -226,6 +226,45 @@ def test_numbers_of_a_report():
         assert figures["within"] - figures["between"] == pytest.approx(figures["difference"])
         assert figures["within"] == expected.within[g]
     assert columns[2]["group_compactness"]["silhouette"] > shown["silhouette"]
+
+
+def test_groups_of_unseen_labels_that_are_nuswides():
+    """Where names come from files, as on NUS-WIDE's ZSL, labels have no groups of their own."""
+    names = nus().names[::-1]  # in another order than the catalog's
+    seen = ("nikon", "2008", "sky blue")
+    subsets = {"seen": range(3), "unseen": range(3, 84)}
+    space = LabelSpace(seen + names, subsets=subsets, name="nus1006")
+    groups = [nus().taxonomy.group_of[nus().index(name)] for name in names]
+    features = np.random.default_rng(0).normal(size=(84, 8)).astype(np.float32)
+    found = findings(space)
+    title, entry = list(found.entries.items())[-1]
+    found.entries[title] = entry._replace(result=replace(entry.result, label_features=features))
+    shown = as_json(found)["results"][title]["group_compactness"]
+    unit = features[3:] / np.linalg.norm(features[3:], axis=1, keepdims=True)
+    cosines = unit.astype(np.float64) @ unit.T - 2 * np.eye(81)
+    nearest = np.argsort(-cosines, axis=1)[:, :3]
+    right = np.mean([groups[j] == groups[i] for i in range(81) for j in nearest[i]])
+    assert shown["top-3 retrieval"] == pytest.approx(right)
+    assert list(shown["groups"]) == list(nus().taxonomy.group_names)
+    with_words = replace(found, vectors={"word vectors": features[3:]})
+    of_words = as_json(with_words)["label_vectors"]["word vectors"]["group_compactness"]
+    assert of_words == shown
+    part = section(page.render(found))
+    assert part.count('<use href="#mark') == 81 and "81 labels in 6 groups" in part
+    assert "<title>sky (" in part and "<title>nikon (" not in part
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        LabelSpace(("a", "b")),
+        LabelSpace(("a", "sky"), subsets={"unseen": (0, 1)}),  # not all are NUS-WIDE's
+        LabelSpace(("a", "sky"), subsets={"unseen": (1,)}),  # of one group
+        LabelSpace(("a", "b"), taxonomy=Taxonomy(("one",), (0, 0))),
+    ],
+)
+def test_labels_without_groups(space):
+    assert grouped(space) is None
 
 
 def test_section_of_the_page():

@@ -32,12 +32,14 @@ def scorer():
 
 def test_streams_join_to_the_scores_of_an_evaluation(scorer):
     scorer, method, *_ = scorer
-    found = scorer.streams(method, "test", images=8)
-    assert set(found.scores) == {"local", "global"} and found.targets.shape == (8, 22)
+    assert scorer.batch_size == 8  # of 12 images: the second batch is padded
     whole = scorer.score({"it": method}, "test", subsets=("unseen",))["it"]
-    joined = (found.scores["local"] + found.scores["global"]) / 2
-    np.testing.assert_allclose(joined, whole.scores[:8], atol=1e-5)
-    np.testing.assert_array_equal(found.targets, whole.targets[:8])
+    for images, seen in ((10, 10), (8, 8), (3, 3), (500, 12)):
+        found = scorer.streams(method, "test", images=images)
+        assert set(found.scores) == {"local", "global"} and found.targets.shape == (seen, 22)
+        joined = (found.scores["local"] + found.scores["global"]) / 2
+        np.testing.assert_allclose(joined, whole.scores[:seen], atol=1e-5)
+        np.testing.assert_array_equal(found.targets, whole.targets[:seen])
     # The unseen labels by themselves have unit length in each stream, so their scores differ.
     unseen = list(catalog.scenes().indices("unseen"))
     assert whole.task_scores["unseen"].shape == (12, 6)

@@ -105,6 +105,35 @@ def test_top_k_and_threshold(tagger, images):
         tagger.tag(images, threshold=20.0)
 
 
+def test_scores_that_are_logits(folder, images):
+    """MKT's: between -1 and 1 among two labels or more, or inner products of any size."""
+    checkpoint = weights.resolve(folder)
+    clip, encoder, space = checkpoint.load(), checkpoint.tokenizer(), LabelSpace(LABELS)
+    for score, kind in (("normalized", "relative"), ("sum", "raw")):
+        spec = {"name": "mkt", "top_k": 2, "train_blocks": 1, "score": score}
+        method = methods.build(spec, clip, space=space, encoder=encoder, rngs=nnx.Rngs(0))
+        tagger = Tagger(method, space, encoder, Preprocess(32), batch_size=2)
+        assert tagger.score_kind == kind
+        logits = tagger.logits(images[:2])
+        everything = tagger.tag(images[:2])
+        for row, tags in zip(logits, everything, strict=True):
+            assert [t["score"] for t in tags] == pytest.approx(sorted(row.tolist())[::-1], abs=1e-5)
+        limit = everything[0][1]["score"]
+        kept = tagger.tag(images[:2], threshold=limit)
+        assert kept == [[tag for tag in tags if tag["score"] >= limit] for tags in everything]
+        if kind == "relative":
+            with pytest.raises(UserError, match="between -1 and 1; got"):
+                tagger.tag(images, threshold=1.5)
+            with pytest.raises(UserError, match="there is one: give two or more"):
+                Tagger(method, LabelSpace(LABELS[:1]), encoder, Preprocess(32))
+        else:
+            assert tagger.tag(images[:1], threshold=1e6) == [[]]
+            one = Tagger(method, LabelSpace(LABELS[:1]), encoder, Preprocess(32))
+            np.testing.assert_allclose(one.logits(images[:2])[:, 0], logits[:, 0], rtol=1e-4)
+        with pytest.raises(UserError, match="got nan"):
+            tagger.tag(images, threshold=float("nan"))
+
+
 def test_files_pixels_and_pillow_images_agree(tagger, images, tmp_path):
     path = tmp_path / "one.png"
     Image.fromarray(images[0]).save(path)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlclip_jax import losses
 from mlclip_jax.data import benchmarks
 from mlclip_jax.errors import UserError
 from mlclip_jax.train import load_config
 from mlclip_jax.training.build import check_settings
 from mlclip_jax.training.config import parse_config, to_steps
 from mlclip_jax.training.dry_run import abstract_step
+from mlclip_jax.training.optim import learning_rate_groups
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # A file that begins with an underscore holds what others share.
@@ -50,14 +53,111 @@ def test_config_dry_run(path):
     dry_run(load_config(str(path)))
 
 
-@pytest.mark.slow
-def test_mkt_with_a_student_from_imagenet_dry_run():
-    """The whole student trains, each layer at a rate of its own; its file is not read yet."""
-    config = load_config(f"{CONFIGS}/mkt/benchmark.py:student=vit.npz,row=distillation")
+BEFORE = ("patch_embed/kernel", "class_embedding", "position_embedding", "norm_pre/scale")
+
+
+@pytest.mark.parametrize(
+    ("arg", "first", "whole"),
+    [
+        ("row=distillation", 10, False),
+        ("row=distillation,blocks=4", 8, False),
+        ("row=distillation,blocks=all", 0, True),
+        ("row=distillation,student=vit.npz", 0, True),
+        ("row=distillation,student=vit.npz,blocks=4", 8, False),
+    ],
+)
+def test_rates_of_mkts_layers(arg, first, whole):
+    """Each layer's is 0.65 of the next one's; a student's file is not read yet."""
+    config = load_config(f"{CONFIGS}/mkt/benchmark.py:{arg}")
     plan = dry_run(config)
-    assert len(config.optim.groups) == 13
-    assert "student/patch_embed/bias" in plan.parts.trainable
-    assert all(path.startswith("student/") for path in plan.parts.trainable)
+    (stage,) = parse_config(config).stages
+    found = learning_rate_groups(list(plan.parts.trainable), stage.optim.groups)
+    rates = {path: factor for path, (_, factor) in found.items()}
+    own = "student=" in arg
+    before = [name for name in BEFORE if not (own and name.startswith("norm_pre"))]
+    expected = {f"student/{name}": 0.65**13 for name in before if whole}
+    offset = 0 if own else first  # a student from CLIP has the blocks that train and no others
+    expected |= {
+        f"student/blocks/{i - offset}/mlp/up/kernel": 0.65 ** (12 - i) for i in range(first, 12)
+    }
+    expected |= {"student/norm_post/scale": 1.0, "student/projection": 1.0}
+    assert {path: rates[path] for path in expected} == pytest.approx(expected)
+    parts = {re.match(r"student/(blocks/\d+|\w+)", path)[1] for path in rates}
+    assert parts == {re.match(r"student/(blocks/\d+|\w+)", path)[1] for path in expected}
+
+
+@pytest.mark.parametrize(
+    ("arg", "first", "second"),
+    [
+        ("row=mkt", {"student"}, {"context"}),
+        ("row=distillation", {"student"}, None),
+        ("row=prompt", {"student"}, {"context"}),
+        ("row=neither", {"student"}, None),
+        ("row=local", {"student"}, None),
+        ("row=global", {"student"}, None),
+        ("row=global,recipe=released", {"student"}, None),
+        ("row=global,variant=paper", {"student"}, None),
+        ("recipe=released", {"student"}, {"context", "ends"}),
+        ("variant=paper", {"student", "local_head"}, {"context"}),
+        ("data=openimages_zsl", {"student"}, {"context"}),
+        ("data=openimages_zsl,recipe=released", {"student"}, {"context", "ends"}),
+    ],
+)
+def test_rows_of_mkt_dry_run(arg, first, second):
+    """What each stage trains; over the small image tower."""
+    config = load_config(f"{CONFIGS}/mkt/benchmark.py:{arg}")
+    config.backbone.name = "clip-mini"
+    config = parse_config(config)
+    check_settings(config)
+    found = [plan.parts.trainable for plan, _, _ in abstract_step(config)]
+    trained = [{path.split("/")[0] for path in paths} for paths in found]
+    assert trained == [first, *([second] if second else [])]
+
+
+def test_recipes_of_mkt():
+    for arg, batches, decay, rates, lengths in (
+        ("", (128, 16), 0.005, (1e-3, 3e-5), ("20 epochs", "10 epochs")),
+        ("data=openimages_zsl", (128, 16), 0.005, (1e-3, 3e-5), ("4 epochs", "2 epochs")),
+        ("recipe=released", (64, 512), 0.05, (1e-3, 1e-3), ("20 epochs", "4 epochs")),
+    ):
+        stages = parse_config(load_config(f"{CONFIGS}/mkt/benchmark.py:{arg}")).stages
+        assert tuple(stage.batch_size for stage in stages) == batches
+        assert tuple(stage.optim.learning_rate for stage in stages) == rates
+        assert tuple(stage.duration for stage in stages) == lengths
+        assert tuple(stage.optim.min_learning_rate for stage in stages) == (1e-6, 1e-8)
+        assert {stage.optim.weight_decay for stage in stages} == {decay}
+        assert tuple(len(stage.optim.groups) for stage in stages) == (2, 0)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_mkt_where_only_positives_are_known(variant):
+    """Other labels count as negative, as in CLIP-FT's config."""
+    text = f"{CONFIGS}/mkt/benchmark.py:data=coco_spml_splc,row=neither,variant={variant}"
+    (stage,) = parse_config(load_config(text)).stages
+    loss, targets = losses.get(stage.method["loss"]), np.array([[1, 0, 0]], np.int8)
+    scores = np.array([[0.5, 0.25, 0.0]], np.float32)
+    pairs = np.array([0.75, 0.5])
+    expected = pairs.mean() if variant == "released" else pairs.sum()
+    assert float(loss(scores, targets)) == pytest.approx(expected)
+    plain = parse_config(load_config(f"{CONFIGS}/mkt/benchmark.py:variant={variant}"))
+    assert all("loss" not in stage.method for stage in plain.stages)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("benchmark.py:vectors=glove.txt", "row=mkt is not of Table 3: add row=neither"),
+        ("scenes.py:vectors=glove.txt,row=global", "row=global is not of Table 3: add row=neither"),
+        ("benchmark.py:blocks=13", "blocks=13: ViT-B/16 has 12 blocks, give 1 to those or all"),
+        ("benchmark.py:blocks=al", "blocks=al: ViT-B/16 has 12 blocks"),
+        ("benchmark.py:backbone=RN50", "backbone=RN50: mkt takes a ViT by its preset's name"),
+        ("benchmark.py:row=mtk", "unknown row 'mtk'; did you mean 'mkt'?"),
+    ],
+)
+def test_errors_of_mkt(arg, message):
+    with pytest.raises(UserError) as caught:
+        load_config(f"{CONFIGS}/mkt/{arg}")
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from toys import toy_world  # noqa: F401  (a fixture)
 from mlclip_jax import cli
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels import catalog
+from mlclip_jax.methods.mkt import MKT
 from mlclip_jax.serving.tagger import Tagger
 from mlclip_jax.training import scoring
 from mlclip_jax.training.build import load_trained
@@ -29,9 +30,12 @@ UNSEEN = catalog.nus().names
 SEEN = ("nature", "blue", "red")  # of the tiny folder's tags, those that are no concepts
 
 
-def config(raw, name="nus_zsl", **fields):
+COOP = {"name": "coop", "n_ctx": 2, "logit_bias": True}
+
+
+def config(raw, name="nus_zsl", method=COOP, **fields):
     return toys.config(
-        method={"name": "coop", "n_ctx": 2, "logit_bias": True},
+        method=method,
         data={"name": name, "data_dir": str(raw), "augment": "flip_rrc", "check_sizes": False},
         batch_size=2,
         duration="6 steps",
@@ -81,6 +85,31 @@ def test_resumed_reported_and_tagging(tmp_path, monkeypatch, capsys):
         found = {tag["label"]: tag["score"] for tag in json.loads(line)["labels"]}
         expected = 1 / (1 + np.exp(-row.astype(np.float64)))
         assert list(map(found.get, (*SEEN, *UNSEEN))) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_method_that_compares_labels(tmp_path, monkeypatch):
+    """Trains among the seen labels; unseen ones are scored by themselves, as tags of them are."""
+    monkeypatch.setitem(toys.METHODS, "mkt", MKT)
+    raw, workdir = tmp_path / "raw", tmp_path / "run"
+    raw_folders_more.nuswide(raw)
+    method = {"name": "mkt", "top_k": 2, "train_blocks": 1, "template": "a {}"}
+    stages = ({"name": "image"}, {"name": "prompt", "method": {"tune": "prompt"}})
+    result = run(workdir, config(raw, method=method, stages=stages))
+    assert result.step == 12
+    monkeypatch.setattr(scoring, "make_mesh", one_device)
+    trained = load_trained(workdir, which="latest")
+    assert tuple(trained.meta["train_space"]["names"]) == SEEN
+    scorer = scoring.Scorer(trained, ("test",), 2)
+    found = scorer.score({"it": trained.method}, "test", subsets=("unseen",))["it"]
+    images = [raw / key for key in scorer.data.evals["test"].keys]
+    for labels, scores in (
+        (None, found.scores),
+        (UNSEEN, found.task_scores["unseen"]),
+    ):
+        tagger = Tagger.from_workdir(workdir, labels=labels, checkpoint="latest")
+        np.testing.assert_allclose(tagger.logits(images), scores, rtol=1e-4, atol=1e-5)
+    assert scores.shape == (len(images), len(UNSEEN))
+    assert np.abs(found.scores[:, len(SEEN) :] - scores).max() > 1e-4
 
 
 def test_other_labels_of_training_are_refused(tmp_path):

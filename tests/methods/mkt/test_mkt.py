@@ -1,4 +1,4 @@
-"""MKT: the golden in full, the paper's form in float64, tasks scored by themselves, settings."""
+"""MKT: the golden in full, the paper's form in float64, tasks scored by themselves."""
 
 from __future__ import annotations
 
@@ -8,62 +8,15 @@ import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
-from references.plain_vit import states, timm_state
+from mkt_cases import batch_of, labels_of, make
 
 from mlclip_jax.clip import ImageFeatures, PromptTokens
-from mlclip_jax.errors import UserError
 from mlclip_jax.evaluation.evaluator import predict_fn
-from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import Batch, LabelInputs, image_features
-from mlclip_jax.modules.prompts import template_prompts, tuned_prompts
+from mlclip_jax.methods.base import image_features
 from mlclip_jax.training.step import take_apart
 
-TEMPLATE = "There is a {} in the scene"
 SIX = "one two six {} in a day"  # three tokens on either side, as the golden has
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(exact.GOLDEN / "mkt.npz") as file:
-        return dict(file)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    with jax.enable_x64(True):
-        return exact.load("clip_vit")[0]
-
-
-@pytest.fixture(scope="module")
-def images(golden):
-    with jax.enable_x64(True):
-        return jnp.asarray(golden["in/images"].transpose(0, 2, 3, 1), jnp.float64)
-
-
-def make(clip, golden, **fields):
-    """MKT with the golden's k, of the last block of two."""
-    k = int(golden["cfg/topk"])
-    return exact.make({"name": "mkt", "train_blocks": 1, "top_k": k, **fields}, clip)
-
-
-def labels_of(features, mask=None):
-    """Label inputs with these text features."""
-    n = len(features)
-    mask = jnp.ones(n, bool) if mask is None else jnp.asarray(mask)
-    return LabelInputs((), jnp.arange(n), mask, features=jnp.asarray(features))
-
-
-def batch_of(images, golden):
-    targets = jnp.asarray(golden["in/labels_seen"], jnp.int8)
-    return Batch(images, targets, jnp.arange(4), jnp.ones(4, bool))
 
 
 def test_image_features_and_scores_equal_golden(clip, golden, images):
@@ -166,73 +119,6 @@ def test_the_whole_tower_trains_with_the_golden_gradients(clip, golden, images):
         exact.same(gradients[f"student/{path}"], expected, 1e-5)
 
 
-@pytest.fixture(scope="module")
-def imagenet(clip, tmp_path_factory):
-    """A ViT of ImageNet of the golden's sizes, and its file."""
-    state = timm_state(clip.config.image)
-    with jax.enable_x64(True):
-        double = {name: jnp.asarray(array, jnp.float64) for name, array in state.items()}
-    path = tmp_path_factory.mktemp("imagenet") / "vit.npz"
-    np.savez(path, **state)
-    return double, str(path)
-
-
-def started(method):
-    """The method with the values that its training starts from, in float64."""
-    parts = take_apart(method)
-    start = method.starting_leaves(())
-    assert start.keys() == {
-        path for path in parts.paths if path.startswith("student/") and "projection" not in path
-    }
-    return exact.double(parts.merge({**parts.trainable, **parts.frozen, **start}))
-
-
-@pytest.mark.parametrize("fields", [{}, {"local_head": "mlp"}])
-def test_student_from_imagenet(clip, golden, images, imagenet, fields):
-    """Features of both streams are its own, to be distilled from CLIP's."""
-    state, path = imagenet
-    method = started(make(clip, golden, student=path, **fields))
-    found = jax.jit(lambda x: method.encode_images(x, progress=exact.START))(images)
-    hidden = states(state, images, clip.config.image)
-    projection = np.asarray(method.student.projection[...])
-    exact.same(found.pooled, hidden[:, 0] @ projection)
-    expected = hidden[:, 1:] @ projection
-    if fields:
-        expected = method.local_head(hidden[:, 1:])
-    exact.same(found.tokens, expected)
-    exact.same(found.teacher, golden["out/cls_feat"])
-    batch, labels = batch_of(images, golden), labels_of(golden["out/label_emb_seen"])
-    logits = method.logits(found, labels.features, labels)
-    _, parts = method.loss(logits, batch, labels, exact.START, image_features=found)
-    distance = np.abs(golden["out/cls_feat"] - np.asarray(found.pooled)).mean()
-    exact.same(parts["distillation_loss"], distance)
-
-
-@pytest.mark.parametrize(("train_blocks", "first"), [(1, 1), (2, 0), ("all", 0)])
-def test_what_trains_of_a_student_from_imagenet(
-    clip, golden, images, imagenet, train_blocks, first
-):
-    method = started(make(clip, golden, student=imagenet[1], train_blocks=train_blocks))
-    run = exact.Runner(method, labels_of(golden["out/label_emb_seen"]))
-    got = run(batch_of(images, golden))
-    heads = {path.split("/")[1] for path in got.gradients}
-    expected = {"blocks", "norm_post", "projection"}
-    if train_blocks == "all":
-        expected |= {"patch_embed", "class_embedding", "position_embedding"}
-    assert heads == expected
-    numbers = {int(path.split("/")[2]) for path in got.gradients if "/blocks/" in path}
-    assert numbers == set(range(first, 2))
-    assert all(np.abs(gradient).max() > 0 for gradient in got.gradients.values())
-
-
-def test_the_students_file_is_read_where_training_starts(clip, golden, tmp_path):
-    method = make(clip, golden, student=str(tmp_path / "gone.npz"))
-    with pytest.raises(UserError, match=r"there is no file .*gone\.npz of a ViT's weights"):
-        method.starting_leaves(())
-    assert method.starting_leaves({"student/class_embedding"}) == {}
-    assert make(clip, golden).starting_leaves(()) == {}
-
-
 def prompts_of(golden, *, ends):
     """The golden's token ids with the template's places in them."""
     tokens, lengths = golden["in/label_tokens"], golden["in/name_lens"]
@@ -266,6 +152,21 @@ def test_label_features_equal_golden(clip, golden):
     exact.same(plain.encode_labels(labels), golden["out/label_emb_all"])
 
 
+def test_label_features_of_the_releases_inference_py(clip, golden):
+    """It takes names from the tuned table as well, as a CLIP with that table does; we do not."""
+    moved = np.array(clip.text.token_embedding[...])
+    moved[golden["in/token_embedding_delta_rows"]] += golden["in/token_embedding_delta"]
+    tuned = nnx.clone(clip)
+    tuned.text.token_embedding[...] = jnp.asarray(moved)
+    method = make(tuned, golden, tune="prompt", tune_ends=True, template=SIX)
+    set_context(method, golden, moved)
+    labels = replace(labels_of(np.zeros((17, 64))), prompts=(prompts_of(golden, ends=True),))
+    expected = golden["out/label_emb_all_after_update_inference_py_quirk"]
+    exact.same(method.encode_labels(labels), expected)
+    ours = golden["out/label_emb_all_after_context_update"]
+    assert np.abs(expected - ours).max() > 1e-2 * np.abs(ours).max()
+
+
 def test_loss_of_the_prompt_stage_and_its_gradients_equal_golden(clip, golden, images):
     method = make(clip, golden, tune="prompt", tune_ends=True, template=SIX)
     set_context(method, golden, np.asarray(clip.text.token_embedding[...]))
@@ -285,22 +186,6 @@ def test_loss_of_the_prompt_stage_and_its_gradients_equal_golden(clip, golden, i
     exact.same(gradient[order], golden["grad2/token_embedding_rows"].astype(np.float64), 1e-5)
 
 
-def test_prompts_are_those_of_the_template_with_places_for_its_words():
-    names, encoder = exact.SPACE.names, exact.Words()
-    for ends in (False, True):
-        tuned = tuned_prompts(TEMPLATE, names, encoder, ends=ends)
-        plain = template_prompts(TEMPLATE, names, encoder)
-        words = [*encoder.encode("There is a "), *encoder.encode(" in the scene")]
-        table = {-(j + 1): word for j, word in enumerate(words)}
-        table |= {-(len(words) + 1): encoder.sot, -(len(words) + 2): encoder.eot}
-        learned = np.concatenate([tuned.prefix, tuned.own.ravel()])
-        assert (learned < 0).any() and (tuned.prefix[0] < 0) == ends
-        for got, expected in ((tuned.prefix, plain.prefix), (tuned.own, plain.own)):
-            filled = np.array([table.get(i, i) for i in got.ravel().tolist()]).reshape(got.shape)
-            np.testing.assert_array_equal(filled, expected)
-        np.testing.assert_array_equal(tuned.eot, plain.eot)
-
-
 def test_both_stages_start_from_the_same_label_features(clip, golden):
     first, second = (make(clip, golden, tune=tune) for tune in ("image", "prompt"))
     expected = first.encode_labels(exact.inputs(first))
@@ -309,8 +194,7 @@ def test_both_stages_start_from_the_same_label_features(clip, golden):
 
 
 def test_paper_variant_is_its_equations(clip, golden, images):
-    loss = "ranking(pairs='sum', reduction='sum', skip_without_positives=True)"
-    method = make(clip, golden, variant="paper", loss=loss, distillation_weight=0.5)
+    method = make(clip, golden, variant="paper", distillation_weight=0.5)
     batch, labels = batch_of(images, golden), labels_of(golden["out/label_emb_seen"])
     found = image_features(method, images, progress=exact.START)
     z = np.asarray(labels.features)
@@ -345,28 +229,6 @@ def test_paper_variant_is_its_equations(clip, golden, images):
     exact.same(value, np.float64(pairs + 0.5 * distance))
 
 
-def test_images_without_a_positive_add_nothing(clip, golden, images):
-    method = make(clip, golden)
-    run = exact.Runner(method, labels_of(golden["out/label_emb_seen"]))
-    batch = batch_of(images, golden)
-    without = replace(batch, targets=batch.targets.at[1].set(-1))
-    moved = {path: value + 0.01 for path, value in run.start.items()}
-    run.start = moved
-    got = run(without)
-    kept = jnp.array([0, 2, 3])
-    expected = run(jax.tree.map(lambda x: x[kept], batch))
-    exact.same(got.loss, expected.loss)
-    exact.same_gradients(got.gradients, expected.gradients)
-
-
-def test_padded_classes_change_nothing(clip, golden, images):
-    for tune in ("image", "prompt"):
-        method = make(clip, golden, tune=tune)
-        batch = exact.batch(images, 4)
-        plain = exact.Runner(method, exact.inputs(method))(batch)
-        exact.padding_changes_nothing(plain, method, batch)
-
-
 def test_tasks_are_scored_by_themselves(clip, golden, images):
     method = make(clip, golden)
     graphdef, state = nnx.split(method)
@@ -376,60 +238,3 @@ def test_tasks_are_scored_by_themselves(clip, golden, images):
     found = predictor.task_logits(state, images, labels.features, labels, masks)
     exact.same(found[""], golden["out/score_all"])
     exact.same(found["unseen"][:, 12:], golden["out/score_unseen"])
-
-
-def test_word_vectors_stand_for_labels(tmp_path, clip, golden, images):
-    words = sorted({word for name in exact.SPACE.names for word in name.split()})
-    vectors = np.random.default_rng(0).normal(size=(len(words), 5)).round(3)
-    lines = [" ".join([w, *map(str, row)]) for w, row in zip(words, vectors, strict=True)]
-    path = tmp_path / "glove.txt"
-    path.write_text("\n".join(lines) + "\n")
-    method = make(clip, golden, word_vectors=str(path), distillation_weight=0.0)
-    labels = exact.inputs(method)
-    at = [[words.index(word) for word in name.split()] for name in exact.SPACE.names]
-    z = np.stack([vectors[rows].mean(0) for rows in at])
-    np.testing.assert_allclose(labels.features, z, rtol=1e-6)
-    assert method.student.projection.shape == (64, 5)
-    run = exact.Runner(method, labels)
-    got = run(exact.batch(images, 4))
-    states = method.student.hidden_states(method.clip.image.lower(images, 1), 0)
-    e = np.asarray(states) @ np.asarray(method.student.projection[...])
-    raw = e[:, 0] @ z.T
-    local = np.sort(np.einsum("bpd,cd->bcp", e[:, 1:], z), -1)[..., -int(golden["cfg/topk"]) :]
-    streams = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (raw, local.mean(-1))]
-    np.testing.assert_allclose(got.logits, sum(streams) / 2, atol=1e-6)
-    assert np.asarray(got.gradients["student/projection"]).any()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"word_vectors": "glove.txt"}, "method.word_vectors has no teacher and no prompt"),
-        ({"train_blocks": 0}, "method.train_blocks is 0 and the image tower has 2 blocks"),
-        ({"train_blocks": 3}, "between 1 and those, or 'all'"),
-        ({"top_k": 17}, "method.top_k is 17 and images have 16 patches"),
-        ({"distillation_weight": -1.0}, "the lambda of MKT, is not below 0"),
-        ({"logit_scale": 10.0}, "method.logit_scale has no effect on mkt"),
-        ({"train_image_encoder": True}, "method.train_image_encoder has no effect on mkt"),
-        ({"template": "a scene"}, 'needs exactly one "{}"'),
-        ({"tune": "text"}, "method.tune"),
-    ],
-)
-def test_wrong_settings_are_named(clip, golden, fields, message):
-    with pytest.raises(UserError) as caught:
-        make(clip, golden, **fields)
-    assert message in str(caught.value)
-
-
-def test_a_resnet_has_no_patches():
-    with pytest.raises(UserError, match="needs a ViT"):
-        exact.make({"name": "mkt"}, exact.load("clip_rn")[0])
-
-
-def test_any_labels_can_be_scored(clip, golden, images):
-    method = make(clip, golden, tune="prompt")
-    others = LabelSpace(("a red boat", "sunset"), name="others")
-    labels = method.label_inputs(others, exact.Words(), multiple_of=1)
-    logits = method.logits(method.encode_images(images), method.encode_labels(labels), labels)
-    assert logits.shape == (4, 2)
-    np.testing.assert_allclose(jnp.abs(logits).max() <= 1, True)
