@@ -1,6 +1,7 @@
 """Where in an image a label's score comes from: maps of labels, and how often they point right.
 
-- "patches": the score of each patch (a ResNet's cell) with the label, see `Method.patch_scores`.
+- "patches": the score of each patch (a ResNet's cell) with the label, see `Method.patch_scores`; of
+  decoders (ADDS) the attention of the label in the last layer.
 - "contrast": the same less its mean over all labels. Labels' text features have much in common,
   and patches that agree with that say nothing of any one label.
 - "grad_cam": what enters the attention of the image tower's last block after its first norm, at the
@@ -27,6 +28,7 @@ from jax import Array
 from mlclip_jax.clip import ImageFeatures, ResNetConfig, ViTConfig
 from mlclip_jax.clip.resnet import ModifiedResNet
 from mlclip_jax.clip.vit import VisionTransformer
+from mlclip_jax.errors import UserError
 from mlclip_jax.methods.base import LabelInputs, Method
 from mlclip_jax.spec import unknown
 
@@ -90,7 +92,15 @@ def grad_cam(
         features: what `encode_labels` gives; None where label features see the image.
         labels: the method's inputs.
         chosen: int32 [b k], classes of each image.
+
+    Raises:
+        UserError: the tower sees crops of the image.
     """
+    if method.image_size != method.clip.config.image.image_size:
+        raise UserError(
+            "Grad-CAM needs an image tower that sees the image as a whole, and this method shows "
+            "it crops: take the map 'contrast' or 'patches'"
+        )
     graphdef, state = nnx.split(method)
 
     def logits(added: Array) -> tuple[Array, Array]:
