@@ -1,27 +1,31 @@
-"""Where maps of labels point on test scenes: the pointing game, for CLIP and a trained run.
+"""Where maps of labels point on test scenes: the pointing game, for CLIP and for trained methods.
 
-    python benchmarks/pointing.py
-    python benchmarks/pointing.py --workdir=runs/mkt --out benchmarks/results/pointing
+    python benchmarks/pointing.py --out benchmarks/results/pointing \
+        --configs configs/mkt/scenes.py configs/adds/scenes.py
 
 The share of pairs of an image and a label it shows whose map is highest inside a box of the label,
 in per cent; a colour has the boxes of all its objects. Chance is the share of the image that the
-boxes cover. Nothing is chosen here: kinds of maps and their settings were chosen on other scenes.
+boxes cover. Each seed has its own scenes and its own training run of each config. Kinds of maps and
+their settings were chosen on validation scenes.
 
 Writes OUT.json and OUT.md.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import numpy as np
 import timing
+from paired import cell, parser
 
 from mlclip_jax.data.scenes import Scenes
 from mlclip_jax.evaluation.maps import Kind, pointing_game, upsample
 from mlclip_jax.serving.tagger import Tagger
+from mlclip_jax.train import load_config
+from mlclip_jax.training.loop import fit
 
 BACKBONES = ("clip-mini", "clip-mini-rn")
 
@@ -44,46 +48,56 @@ def score(maps: np.ndarray, scenes: Scenes) -> dict[str, float]:
     return found | odds
 
 
+def taggers(configs: Sequence[str], scenes: Scenes, seed: int) -> Iterator[tuple[str, Tagger]]:
+    """Zero-shot CLIP, and a run of each config."""
+    for name in BACKBONES:
+        yield f"zero-shot, {name}", Tagger.from_clip(name, scenes.space, batch_size=100)
+    for config in configs:
+        settings = load_config(config)
+        settings.seed = settings.data.seed = seed
+        with tempfile.TemporaryDirectory() as folder:
+            fit(settings, folder, quiet=True)
+            tagger = Tagger.from_workdir(folder, labels=scenes.space, batch_size=100)
+        yield config, tagger
+
+
 def main() -> None:
     """Score every kind of map, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, help="a run on Scenes, such as MKT's")
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    scenes = Scenes("test", args.images, seed=args.seed)
-    taggers = {
-        f"zero-shot, {name}": Tagger.from_clip(name, scenes.space, batch_size=100)
-        for name in BACKBONES
-    }
-    if args.workdir:
-        trained = Tagger.from_workdir(args.workdir, labels=scenes.space, batch_size=100)
-        taggers["trained run"] = trained
-    images = [scenes.image(i) for i in range(args.images)]
-    rows = []
-    for title, tagger in taggers.items():
-        for kind in get_args(Kind):
-            explained = tagger.explain(images, scenes.space.names, kind=kind)
-            figures = score(np.stack([of.maps for of in explained]), scenes)
-            rows.append({"model": title, "maps": kind, **figures})
+    arguments = parser(__doc__)
+    arguments.add_argument("--configs", nargs="*", default=(), help="to train, on Scenes")
+    arguments.add_argument("--images", type=int, default=500)
+    args = arguments.parse_args()
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for seed in range(args.seeds):
+        scenes = Scenes("test", args.images, seed=seed)
+        images = [scenes.image(i) for i in range(args.images)]
+        for title, tagger in taggers(args.configs, scenes, seed):
+            for kind in get_args(Kind):
+                explained = tagger.explain(images, scenes.space.names, kind=kind)
+                figures = score(np.stack([of.maps for of in explained]), scenes)
+                rows.setdefault((title, kind), []).append(figures)
+                print(seed, title, kind, round(figures["all"], 1), flush=True)
     names = ("all", *scenes.space.taxonomy.group_names)
-    lines = [f"| model | maps | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
-    chance = [f"{rows[0][f'chance, {name}']:.1f}" for name in names]
-    lines.append(f"| chance | | {' | '.join(chance)} |")
-    for row in rows:
-        cells = " | ".join(f"{row[name]:.1f}" for name in names)
-        lines.append(f"| {row['model']} | {row['maps']} | {cells} |")
+    first = next(iter(rows.values()))
+    chance = " | ".join(cell([of[f"chance, {name}"] for of in first]) for name in names)
+    lines = [
+        f"# The pointing game on {args.images} test scenes, per cent, {args.seeds} seeds",
+        "",
+        f"    python benchmarks/pointing.py --out {args.out} \\",
+        f"        --configs {' '.join(args.configs)}",
+        "",
+        f"| model | maps | {' | '.join(names)} |",
+        "|---|---|" + "---:|" * len(names),
+        f"| chance | | {chance} |",
+    ]
+    for (title, kind), found in rows.items():
+        cells = " | ".join(cell([of[name] for of in found]) for name in names)
+        lines.append(f"| {title} | {kind} | {cells} |")
     print("\n".join(lines))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        timing.save(args.out.with_suffix(".json"), {"images": args.images, "rows": rows})
-        text = [f"# The pointing game on {args.images} test scenes, per cent", ""]
-        if args.workdir:
-            text.append("    mlclip train --config=configs/mkt/scenes.py --workdir=runs/mkt")
-        command = "--workdir=runs/mkt " * bool(args.workdir)
-        text += [f"    python benchmarks/pointing.py {command}--out {args.out}", "", *lines]
-        args.out.with_suffix(".md").write_text("\n".join(text) + "\n")
+        named = [{"model": title, "maps": kind, "seeds": of} for (title, kind), of in rows.items()]
+        timing.save(args.out.with_suffix(".json"), {"images": args.images, "rows": named})
+        args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

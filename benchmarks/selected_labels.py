@@ -77,13 +77,13 @@ def main() -> None:
 
     times = timing.measure({str(c): lambda c=c: one(c) for c in CLASSES}, warmup=1, repeats=7)
     planned = {c: memory(compiled(c, 6)[0]) for c in CLASSES}
-    few, many = CLASSES
+    few = CLASSES[0]
     lines = [
         "# A step of ADDS by the number of labels",
         "",
         f"    python benchmarks/selected_labels.py --out {args.out}",
         "",
-        "| labels | s/step, one layer | of that with 1,000 | GiB, six layers | of that with 1,000 |",
+        "| labels | s/step, one layer | to 1,000 | GiB, six layers | to 1,000 |",
         "|---:|---:|---:|---:|---:|",
     ]
     for c in CLASSES:

@@ -30,7 +30,7 @@ from mlclip_jax.training.mesh import make_mesh
 _COLLECTIVE = re.compile(r"= \S+ (all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(")
 
 
-def measure(config: str, chips: str) -> list[dict[str, Any]]:
+def measure(config: str, chips: str, batch_size: int | None) -> list[dict[str, Any]]:
     """A row for each stage of a config on "topology:number of chips"."""
     from jax.experimental import topologies
 
@@ -41,6 +41,8 @@ def measure(config: str, chips: str) -> list[dict[str, Any]]:
         raise SystemExit(f"--chips {chips}: {topology} has {len(devices)} chips, give 1 to those")
     settings = load_config(config)
     settings.backbone.dtype = "bfloat16"
+    if batch_size is not None:
+        settings.batch_size = batch_size
     parsed = parse_config(settings)
     rows = []
     mesh = make_mesh(list(devices[:count]))
@@ -87,19 +89,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
     parser.add_argument("--chips", nargs="+", required=True, metavar="TOPOLOGY:NUMBER")
+    parser.add_argument("--batch_size", type=int, help="in place of the config's")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     rows: list[dict[str, Any]] = []
+    batch = "" if args.batch_size is None else f"--batch_size={args.batch_size} "
     for chips in args.chips:
-        rows += measure(args.config, chips)
+        rows += measure(args.config, chips, args.batch_size)
         if args.out:
             timing.save(args.out.with_suffix(".json"), {"rows": rows})
             page = [
                 f"# The training step of {args.config} on TPUs, compiled",
                 "",
                 f"    python benchmarks/tpu_memory.py --out {args.out} \\",
-                f"        --config={args.config} --chips {' '.join(args.chips)}",
+                f"        --config={args.config} {batch}--chips {' '.join(args.chips)}",
                 "",
                 "| chips | stage | batch | GiB a chip | TFLOP a chip | collectives |",
                 "|---|---|---:|---:|---:|---|",

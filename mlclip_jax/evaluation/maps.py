@@ -1,7 +1,7 @@
 """Where in an image a label's score comes from: maps of labels, and how often they point right.
 
 - "patches": the score of each patch (a ResNet's cell) with the label, see `Method.patch_scores`; of
-  decoders (ADDS) the attention of the label in the last layer.
+  decoders (ADDS) the attention of the label, its mean over the layers.
 - "contrast": the same less its mean over all labels. Labels' text features have much in common,
   and patches that agree with that say nothing of any one label.
 - "grad_cam": what enters the attention of the image tower's last block after its first norm, at the

@@ -225,7 +225,7 @@ class ADDS(Method):
     def patch_scores(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
-        """Attention of the labels in the last layer, as a map of the image: float32 [b c p].
+        """Attention of the labels, mean over the layers, as a map of the image: float32 [b c p].
 
         Raises:
             UserError: some crops are left out.
@@ -234,7 +234,8 @@ class ADDS(Method):
             raise UserError("there are no maps where crops are left out: set method.drop_crops=0")
         attention: Watch = []
         self._decode(image_features, label_features, labels, watch=attention)
-        found = self.pyramid.spread(attention[-1], self.clip.config.image.grid)
+        mean = sum(attention) / len(attention)
+        found = self.pyramid.spread(mean, self.clip.config.image.grid)
         return found.reshape(*found.shape[:2], -1)
 
     def trainable(self, path: tuple[Any, ...], variable: nnx.Variable) -> bool:

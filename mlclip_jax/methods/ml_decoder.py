@@ -157,10 +157,10 @@ class MLDecoderMethod(Method):
     def patch_scores(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
-        """Attention in the last layer: float32 [b c p]; classes of one query have the same."""
+        """Attention, mean over the layers: float32 [b c p]; classes of one query have the same."""
         attention: Watch = []
         self._decode(image_features, label_features, watch=attention)
-        found = attention[-1][..., 1:]
+        found = (sum(attention) / len(attention))[..., 1:]
         if self.config.queries == "labels":
             return found
         return found[:, labels.index // self.projection.kernel.shape[-1]]

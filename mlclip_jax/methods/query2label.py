@@ -145,7 +145,7 @@ class Query2Label(Method):
     def patch_scores(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs
     ) -> Array:
-        """Attention of the classes in the last layer: float32 [b c p]."""
+        """Attention of the classes, mean over the layers: float32 [b c p]."""
         attention: Watch = []
         self._decode(image_features, label_features, None, attention)
-        return attention[-1][:, labels.index]
+        return (sum(attention) / len(attention))[:, labels.index]
