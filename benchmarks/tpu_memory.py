@@ -30,7 +30,7 @@ from mlclip_jax.training.mesh import make_mesh
 _COLLECTIVE = re.compile(r"= \S+ (all-gather|all-reduce|all-to-all|reduce-scatter)(?:-start)?\(")
 
 
-def measure(config: str, chips: str, batch_size: int | None) -> list[dict[str, Any]]:
+def measure(config: str, chips: str, batch_size: int | None = None) -> list[dict[str, Any]]:
     """A row for each stage of a config on "topology:number of chips"."""
     from jax.experimental import topologies
 
