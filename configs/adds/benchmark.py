@@ -79,8 +79,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "layers": arg.layers,
         "label_embedding": arg.embedding,
     }
-    own = PRESETS[arg.backbone].image.image_size if arg.backbone in PRESETS else 224
-    if arg.image_size not in (0, own):
+    own = PRESETS[arg.backbone].image.image_size if arg.backbone in PRESETS else 0
+    if arg.image_size:
         method["image_size"] = arg.image_size
     if arg.levels:
         method["levels"] = tuple(int(level) for level in arg.levels.split("+"))

@@ -11,7 +11,7 @@ image_size=64 (or larger: objects stay as many pixels, in larger images, seen as
 of 64), levels= (of the pyramid, "0" or "2", Table 7; none: all), embedding=text|random (Table 6),
 backbone=clip-mini, view=, seed=0.
 
-Stands in for ADDS's Tables 1 to 3 and 5 to 7 where no benchmark is at hand. Two heads, and hidden
+Stands in for ADDS's Tables 1 to 8 where no benchmark is at hand. Two heads, and hidden
 widths of four times the joint one; Adam with coupled decay in one cycle, as in the paper's recipe.
 In zero_shot the unseen labels are unobserved in training, and not negative. Results over five seeds
 are in benchmarks/results/adds.md.

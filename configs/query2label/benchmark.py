@@ -7,9 +7,9 @@ Arguments: data=coco|...|custom (a benchmark of docs/data.md whose training has 
 evaluation), data_dir= (folder of images and annotations), backbone=ViT-L/14 (or another CLIP),
 frozen (train the Transformer alone), seed=0.
 
-The release's recipe: AdamW with decay 1e-2 on all parameters, one cycle up to 1e-4 over 80 epochs
-in batches of 64, average of the weights at 0.9997, Cutout and RandAugment. Its figures are of
-TResNet-L at 448 pixels, which is not here.
+The release's recipe: AdamW with decay 1e-2 (here of matrices alone), one cycle up to 1e-4 over 80
+epochs in batches of 64, average of the weights at 0.9997, Cutout and RandAugment. Its figures are
+of TResNet-L at 448 pixels, which is not here.
 """
 
 from __future__ import annotations

@@ -71,10 +71,20 @@ def _flash_attention_runs(dtype: jnp.dtype, head_dim: int) -> bool:
     return nvidia and float(capability) >= 8 and fits
 
 
-def _dot_product_attention(q: Array, k: Array, v: Array, *, causal: bool) -> Array:
-    """Softmax attention, all [n t h e]; the softmax is float32 in every implementation."""
-    kernel = "cudnn" if _flash_attention_runs(q.dtype, q.shape[-1]) else "xla"
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=kernel)
+def dot_product_attention(
+    q: Array, k: Array, v: Array, *, causal: bool = False, mask: Array | None = None
+) -> Array:
+    """Softmax attention; the softmax is float32 in every implementation.
+
+    Args:
+        q: queries [n s h e].
+        k, v: keys and values [n t h e].
+        causal: a position sees those up to its own.
+        mask: bool [1|n 1|h 1|s t], which positions are seen; without one kernels may be fused.
+    """
+    fused = mask is None and _flash_attention_runs(q.dtype, q.shape[-1])
+    kernel = "cudnn" if fused else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=kernel)
 
 
 class Attention(nnx.Module):
@@ -91,7 +101,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, *, causal: bool) -> Array:
         """[n t w] -> [n t w], every position attending."""
         q, k, v = self._split(self.qkv(x), 3)
-        y = _dot_product_attention(q, k, v, causal=causal)
+        y = dot_product_attention(q, k, v, causal=causal)
         return self.out(y.reshape(x.shape))
 
     def project(self, x: Array) -> tuple[Array, Array, Array]:

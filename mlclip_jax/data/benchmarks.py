@@ -329,13 +329,20 @@ _BENCHMARKS: dict[str, Benchmark] = {
         # ADDS, Tables 3, 4 and 8. Labels are dropped after the first 15,000 classes are taken.
         _single_to_multi("imagenet_to_coco", catalog.coco, _COCO_TEST),
         _single_to_multi("imagenet_to_nus", catalog.nus, _NUS_81),
-        _single_to_multi(
-            "imagenet21k_to_nus",
-            catalog.nus,
-            _NUS_81,
-            Split("imagenet", "21k_15000x100", None),  # at most 1,500,000: some classes have fewer
-            15_000,
-            "train",
+        # At most 1,500,000 images of 21k: some classes have fewer than 100.
+        *(
+            _single_to_multi(
+                f"imagenet21k_to_{corpus}",
+                space,
+                test,
+                Split("imagenet", "21k_15000x100", None),
+                15_000,
+                "train",
+            )
+            for corpus, space, test in (
+                ("coco", catalog.coco, _COCO_TEST),
+                ("nus", catalog.nus, _NUS_81),
+            )
         ),
     )
 }

@@ -106,8 +106,8 @@ def _load_scenes(config: ScenesConfig, image_size: int, splits: Sequence[str]) -
     size = config.image_size or image_size
     if size != image_size:
         raise UserError(
-            f"data.image_size is {size} and the backbone takes {image_size} pixels: "
-            f"set backbone.image_size={size} too, or leave data.image_size out"
+            f"data.image_size is {size} and the method takes images of {image_size} pixels: leave "
+            "data.image_size out, or set backbone.image_size (or ADDS's method.image_size)"
         )
 
     def source(split: str, view: str) -> Scenes:
@@ -297,7 +297,7 @@ def load(
 
     Args:
       config: "name" and the dataset's settings.
-      image_size: pixels of a side that the backbone takes.
+      image_size: pixels of a side that the method takes.
       splits: evaluation splits to open.
       name_features: features of label names, which a taxonomy of clusters needs.
       space: labels of a trained run, whose names and groups are taken as they are: the files that

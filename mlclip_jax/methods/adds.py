@@ -69,11 +69,12 @@ class ADDSConfig(MethodConfig):
     image_size: pixels of a side of the images, which the tower sees as a pyramid of crops; None:
         the tower's own. For interpolated positions in place of crops set `backbone.image_size`.
     levels: of the pyramid, from 0 (Table 7); None: all.
-    drop_crops: share of the crops above level 0 that are left out at random, in each step others.
+    drop_crops: share of the crops above level 0 that are left out at random: in each step others of
+        each image, in evaluation and serving always the same.
     selected_labels: places for the labels of a step, of which positives and a draw of the others
         take some or all; None: a step sees all labels. (1 + negative_ratio) * batch_size holds
         every choice where images have one label.
-    negative_ratio: labels that are drawn for each positive one, alpha.
+    negative_ratio: labels that are drawn for each positive one, alpha; of selected labels.
     """
 
     loss: str = "asymmetric"
@@ -115,9 +116,16 @@ class ADDS(Method):
             raise UserError("adds has no cosine: method.logit_scale has no effect")
         if config.selected_labels is not None and config.selected_labels < 1:
             raise UserError(f"method.selected_labels is {config.selected_labels}: at least 1")
+        if config.negative_ratio < 0:
+            raise UserError(f"method.negative_ratio is {config.negative_ratio}: 0 or more")
         width, base = clip.config.embed_dim, clip.config.image.image_size
         size = self.image_size_of(config, clip.config)
         self.pyramid = Pyramid(base, size, config.levels, config.drop_crops)
+        if config.drop_crops and self.pyramid.kept == len(self.pyramid.crops):
+            raise UserError(
+                f"method.drop_crops is {config.drop_crops} and leaves out none of the "
+                f"{len(self.pyramid.crops)} crops of an image: set it to 0, or a larger image_size"
+            )
         self.decoder = _DECODERS[config.decoder](
             width,
             layers=config.layers,
@@ -163,9 +171,9 @@ class ADDS(Method):
         self, batch: Batch, labels: LabelInputs, progress: Progress
     ) -> tuple[Batch, LabelInputs, dict[str, Array]]:
         """Positives of the batch and a draw of the others, where there are places for some only."""
-        places = self.config.selected_labels
-        if places is None or places >= labels.num_classes:
+        if self.config.selected_labels is None:
             return batch, labels, {}
+        places = min(self.config.selected_labels, labels.num_classes)
         key, ratio = _key(progress, _LABELS), self.config.negative_ratio
         targets = jnp.where(batch.mask[:, None], batch.targets, 0)
         rows, taken, left_out = select_labels(targets, labels.mask, places, ratio, key)

@@ -80,7 +80,10 @@ class LabelInputs:
         return self.mask.shape[0]
 
     def take(self, rows: Array, taken: Array) -> LabelInputs:
-        """Some of the classes: rows int32 [k], of which bool [k] says whether they count."""
+        """Some of the classes: rows int32 [k], of which bool [k] says whether they count.
+
+        Graphs and features of groups stay whole.
+        """
 
         def of(leaf: Array) -> Array:
             return jax.numpy.asarray(leaf)[rows]
@@ -225,7 +228,7 @@ class Method(nnx.Module):
                 compare labels.
         """
         self.check_classes(space)
-        if self.compares_labels and len(space) == 1:
+        if self.score_kind == "relative" and len(space) == 1:
             raise UserError("the method compares labels and there is one: give two or more")
         index, mask = padded_index(len(space), multiple_of)
         names = [space.prompt_names[i] for i in index]
@@ -244,8 +247,8 @@ class Method(nnx.Module):
             raise UserError(
                 f"the parameters of each class were made for {len(self.own_classes)} classes and "
                 f"mean nothing for the {len(space)} of {space.name!r}, which are others or in "
-                "another order; to score other labels train a method or setting that has none "
-                "(class_specific=False)"
+                "another order; to score other labels train a method, or this one with "
+                "settings, that has no parameters of classes"
             )
 
     def encode_images(self, images: Array, *, progress: Progress | None = None) -> ImageFeatures:

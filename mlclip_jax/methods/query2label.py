@@ -9,8 +9,8 @@ the paper draws (`self_attention=True` puts it in). The loss is the release's as
 
 Deviations: the tower is CLIP's and, unless `train_image_encoder` is set, frozen; the width is its
 joint one, with heads of 64 and four times as many hidden values, where the release has 2048 for a
-ResNet's map; the release multiplies the mean of the loss by 1000, which its AdamW does not see but
-for its epsilon; attention weights are not dropped out.
+ResNet's map; decay is of matrices alone; the release multiplies the mean of the loss by 1000, which
+its AdamW does not see but for its epsilon; attention weights are not dropped out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, ImageFeatures
+from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress, padded_index
@@ -88,6 +89,8 @@ class Query2Label(Method):
             **sizes,
             rngs=rngs,
         )
+        for layer in (self.encoder, *self.decoder.layers):
+            _start_as_xavier(layer, rngs)
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (classes, width)))
         self.projection = GroupProjection(classes, width, classes, rngs=rngs)
         for value in (self.projection.kernel, self.projection.bias):
@@ -149,3 +152,13 @@ class Query2Label(Method):
         attention: Watch = []
         self._decode(image_features, label_features, None, attention)
         return (sum(attention) / len(attention))[:, labels.index]
+
+
+def _start_as_xavier(layer: nnx.Module, rngs: nnx.Rngs) -> None:
+    """Matrices of a layer uniform in +-sqrt(6 / (inputs + outputs)), as the release starts."""
+    for _, module in nnx.iter_modules(layer):
+        if isinstance(module, Linear):
+            shape = module.kernel.shape
+            bound = (6 / sum(shape)) ** 0.5
+            start = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+            module.kernel[...] = start

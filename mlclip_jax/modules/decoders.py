@@ -16,13 +16,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip.transformer import LayerNorm, Linear
+from mlclip_jax.clip.transformer import LayerNorm, Linear, dot_product_attention
 from mlclip_jax.errors import UserError
 
 _EPS = 1e-5  # of the norms, torch's default
@@ -59,11 +60,6 @@ def dropout(x: Array, rate: float, key: Array | None, number: int) -> Array:
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
-def _keys(key: Array | None, layers: int) -> Sequence[Array | None]:
-    """A key for each layer."""
-    return [None] * layers if key is None else [*jax.random.split(key, layers)]
-
-
 class CrossAttention(nnx.Module):
     """Multi-head attention of one sequence on another, as torch's `nn.MultiheadAttention`.
 
@@ -72,7 +68,7 @@ class CrossAttention(nnx.Module):
     """
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        if width % heads:
+        if heads < 1 or width % heads:
             raise UserError(f"method.heads is {heads} and does not divide the width {width}")
         self.packed = Linear(width, 3 * width, rngs=rngs)  # columns q, k, v
         self.packed.kernel[...] = _uniform((width, 3 * width), math.sqrt(6 / (4 * width)), rngs)
@@ -112,7 +108,7 @@ class CrossAttention(nnx.Module):
             scores = scores * q.shape[-1] ** -0.5
             scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
             watch.append(jax.nn.softmax(scores, axis=-1).mean(1))
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        y = dot_product_attention(q, k, v, mask=mask)
         return self.out(y.reshape(*y.shape[:2], width))
 
     def _split(self, x: Array, parts: int) -> list[Array]:
@@ -125,6 +121,10 @@ class _Layer(nnx.Module):
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, norms: int, *, rngs: nnx.Rngs
     ) -> None:
+        if hidden < 1:
+            raise UserError(f"method.hidden is {hidden}: the width between linear layers, above 0")
+        if not 0 <= dropout < 1:
+            raise UserError(f"method.dropout is {dropout}: a share, at least 0 and below 1")
         self.attention = CrossAttention(width, heads, rngs=rngs)
         self.up = torch_linear(width, hidden, rngs=rngs)
         self.down = torch_linear(hidden, width, rngs=rngs)
@@ -133,6 +133,11 @@ class _Layer(nnx.Module):
 
     def drop(self, x: Array, key: Array | None, number: int) -> Array:
         return dropout(x, self.dropout, key, number)
+
+    def for_each(self, q: Array, v: Array, key: Array | None) -> Array:
+        """Queries for each image where every image drops its own, or as they are."""
+        drops = key is not None and self.dropout > 0
+        return jnp.broadcast_to(q, (len(v), *q.shape[1:])) if drops else q
 
 
 class DualModalLayer(_Layer):
@@ -145,12 +150,11 @@ class DualModalLayer(_Layer):
         self.attention2 = None if last else CrossAttention(width, heads, rngs=rngs)
 
     def __call__(
-        self, q: Array, v: Array, mask: Array, key: Array | None, watch: Watch | None
+        self, q: Array, v: Array, mask: Array, *, key: Array | None, watch: Watch | None
     ) -> tuple[Array, Array]:
         """Q [1|b c d], V = K [b n d] -> Q', V'."""
         norm1, norm3, norm5, norm_q, *norm_v = self.norms
-        if key is not None:  # every image drops its own
-            q = jnp.broadcast_to(q, (len(v), *q.shape[1:]))
+        q = self.for_each(q, v, key)
         q1 = norm1(q + self.drop(q, key, 0))
         q2 = self.attention(q1, v, watch=watch)
         q3 = norm3(q2 + q1)
@@ -170,12 +174,11 @@ class MLDecoderLayer(_Layer):
         super().__init__(width, heads, hidden, dropout, 3, rngs=rngs)
 
     def __call__(
-        self, q: Array, v: Array, mask: Array, key: Array | None, watch: Watch | None
+        self, q: Array, v: Array, mask: Array, *, key: Array | None, watch: Watch | None
     ) -> tuple[Array, Array]:
         """q [1|b c d], tokens [b n d] -> answers, and the tokens as they were."""
         norm1, norm2, norm3 = self.norms
-        if key is not None:
-            q = jnp.broadcast_to(q, (len(v), *q.shape[1:]))
+        q = self.for_each(q, v, key)
         q1 = norm1(q + self.drop(q, key, 0))
         q2 = norm2(q1 + self.drop(self.attention(q1, v, watch=watch), key, 1))
         hidden = self.drop(jax.nn.relu(self.up(q2)), key, 2)
@@ -197,16 +200,13 @@ class _Stack(nnx.Module):
         dropout: float,
         remat: bool,
         rngs: nnx.Rngs,
+        **own: bool,
     ) -> None:
         if layers < 1:
             raise UserError(f"method.layers is {layers}: a decoder has at least one")
-        numbers = range(1, layers + 1)
-        self.layers = nnx.List(
-            [
-                self.layer(width, heads, hidden, dropout, last=n == layers, rngs=rngs)
-                for n in numbers
-            ]
-        )
+        sizes = (width, heads, hidden, dropout)
+        last = [number == layers for number in range(1, layers + 1)]
+        self.layers = nnx.List([self.layer(*sizes, last=end, rngs=rngs, **own) for end in last])
         self.remat = remat
 
     def __call__(
@@ -227,17 +227,18 @@ class _Stack(nnx.Module):
             key: of dropout; None outside training.
             watch: gets the attention.
         """
-        q, v = queries.astype(tokens.dtype), tokens
+        return self._run((queries.astype(tokens.dtype), tokens), (mask,), key, watch)[0]
+
+    def _run(
+        self, state: tuple[Array, ...], rest: tuple[Array, ...], key: Array | None,
+        watch: Watch | None,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        """What the last layer makes of a state; each has the same rest, and a key of its own."""
         for number, layer in enumerate(self.layers):
             own = None if key is None else jax.random.fold_in(key, number)
-
-            def run(
-                q: Array, v: Array, layer: nnx.Module = layer, own: Array | None = own
-            ) -> tuple:
-                return layer(q, v, mask, own, watch)
-
-            q, v = jax.checkpoint(run)(q, v) if self.remat and watch is None else run(q, v)
-        return q
+            run = functools.partial(layer, key=own, watch=watch)
+            state = (jax.checkpoint(run) if self.remat and watch is None else run)(*state, *rest)
+        return state
 
 
 class DualModalDecoder(_Stack):
@@ -262,6 +263,7 @@ class StandardLayer(_Layer):
         hidden: int,
         dropout: float,
         *,
+        last: bool,
         self_attention: bool,
         rngs: nnx.Rngs,
     ) -> None:
@@ -275,9 +277,10 @@ class StandardLayer(_Layer):
         keys: Array,
         values: Array,
         mask: Array,
+        *,
         key: Array | None,
         watch: Watch | None,
-    ) -> Array:
+    ) -> tuple[Array]:
         """Answers [1|b c d], queries [1|b c d], keys and values [b n d] -> answers."""
         *first, norm2, norm3 = self.norms
         if self.self_attention is not None:
@@ -286,35 +289,20 @@ class StandardLayer(_Layer):
         found = self.attention(t + queries, keys, values, watch=watch)
         t = norm2(t + self.drop(found, key, 1))
         hidden = self.drop(jax.nn.relu(self.up(t)), key, 2)
-        return norm3(t + self.drop(self.down(hidden), key, 3))
+        return (norm3(t + self.drop(self.down(hidden), key, 3)),)
 
 
-class StandardDecoder(nnx.Module):
-    """Of Query2Label: answers start at zero, a last norm follows; see `_Stack` for arguments.
+class StandardDecoder(_Stack):
+    """Of Query2Label: answers start at zero, a last norm follows.
 
     self_attention: whether labels attend to each other; its released code takes that out.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        layers: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        remat: bool,
-        self_attention: bool = False,
-        rngs: nnx.Rngs,
-    ) -> None:
-        made = [
-            StandardLayer(
-                width, heads, hidden, dropout, self_attention=self_attention, rngs=rngs
-            )
-            for _ in range(layers)
-        ]  # fmt: skip
-        self.layers, self.norm = nnx.List(made), LayerNorm(width, eps=_EPS)
-        self.remat = remat
+    layer = StandardLayer
+
+    def __init__(self, width: int, *, self_attention: bool = False, **sizes: Any) -> None:
+        super().__init__(width, self_attention=self_attention, **sizes)
+        self.norm = LayerNorm(width, eps=_EPS)
 
     def __call__(
         self,
@@ -329,13 +317,8 @@ class StandardDecoder(nnx.Module):
         """As `_Stack`; `positions` [n d] are added to the tokens where they are keys."""
         queries = queries.astype(tokens.dtype)
         keys = tokens if positions is None else tokens + positions.astype(tokens.dtype)
-        t = jnp.zeros_like(queries)
-        for layer, own in zip(self.layers, _keys(key, len(self.layers)), strict=True):
-            run = functools.partial(layer, mask=mask, key=own, watch=watch)
-            t = (jax.checkpoint(run) if self.remat and watch is None else run)(
-                t, queries, keys, tokens
-            )
-        return self.norm(t)
+        rest = (queries, keys, tokens, mask)
+        return self.norm(self._run((jnp.zeros_like(queries),), rest, key, watch)[0])
 
 
 class EncoderLayer(_Layer):

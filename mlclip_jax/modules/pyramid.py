@@ -165,9 +165,8 @@ def level_sizes(base: int, target: int) -> list[int]:
 
 def offsets(size: int, base: int, count: int) -> list[int]:
     """Where evenly spaced crops of `base` pixels start, rounded half up."""
-    if count == 1:
-        return [(size - base) // 2]
-    return [math.floor(j * (size - base) / (count - 1) + 0.5) for j in range(count)]
+    step = (size - base) / max(count - 1, 1)
+    return [math.floor(j * step + 0.5) for j in range(count)]
 
 
 def resize(images: Array, size: int) -> Array:

@@ -237,8 +237,23 @@ def test_a_step_sees_the_labels_it_chose(clip, images):
         float(logged["labels"]) == 2
         and np.asarray(chosen.mask).tolist() == [True] * 2 + [False] * 2
     )
-    everything = exact.make(SMALL | {"selected_labels": 9}, clip)
-    assert everything.choose_labels(batch, labels, progress) == (batch, labels, {})
+    # More places than labels: still no more than the ratio asks for.
+    roomy = exact.make(SMALL | {"selected_labels": 9, "negative_ratio": 1.0}, clip)
+    _, chosen, logged = roomy.choose_labels(batch, labels, progress)
+    assert chosen.num_classes == 8 and float(logged["labels"]) == 4
+    unpadded = replace(batch, targets=batch.targets[:, :5])
+    _, again, _ = roomy.choose_labels(unpadded, exact.inputs(roomy), progress)
+    np.testing.assert_array_equal(again.index[:4], chosen.index[:4])
+    assert exact.make(SMALL, clip).choose_labels(batch, labels, progress) == (batch, labels, {})
+
+
+def test_one_label_can_be_scored(clip, images):
+    method = exact.make(SMALL, clip)
+    labels = exact.inputs(method, LabelSpace(("boat",), name="one"), multiple_of=8)
+    found = method.encode_images(images)
+    got = method.logits(found, labels.features, labels)
+    expected = logits_by_hand(method, all_tokens(found), np.asarray(labels.features)[:1])
+    exact.same(got[:, :1], expected)
 
 
 def test_maps_are_the_attention(clip, images):
@@ -268,6 +283,8 @@ def test_maps_are_the_attention(clip, images):
         ({"image_size": 16}, "method.image_size is 16 and the image tower takes 32"),
         ({"levels": (1,)}, "images of 32 pixels have the levels 0"),
         ({"selected_labels": 0}, "method.selected_labels is 0"),
+        ({"selected_labels": 4, "negative_ratio": -1.0}, "method.negative_ratio is -1.0"),
+        ({"drop_crops": 0.5}, "leaves out none of the 1 crops"),
         ({"decoder": "triple"}, "method.decoder"),
     ],
 )

@@ -317,8 +317,7 @@ def test_dropout_and_recomputation(kind):
         double(getattr(decoders, kind)(16, remat=remat, **sizes, rngs=nnx.Rngs(0)))
         for remat in (False, True)
     )
-    plain, key = made(q, v, ALL), jax.random.key(3)
-    same(made(q, v, ALL, key=None)[0], np.asarray(plain[1]))
+    key = jax.random.key(3)
     dropped = np.asarray(made(q, v, ALL, key=key))
     assert np.abs(dropped[0] - dropped[1]).max() > 0.1
     assert np.abs(dropped - np.asarray(made(q, v, ALL, key=jax.random.key(4)))).max() > 0.1
@@ -365,5 +364,10 @@ def test_starting_values_are_torchs():
 def test_wrong_sizes_are_named():
     with pytest.raises(UserError, match=r"method\.heads is 7 and does not divide the width 64"):
         decoders.CrossAttention(64, 7, rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match=r"method\.layers is 0"):
-        decoders.MLDecoder(64, layers=0, **SIZES, rngs=nnx.Rngs(0))
+    for made in (decoders.MLDecoder, decoders.StandardDecoder):
+        with pytest.raises(UserError, match=r"method\.layers is 0"):
+            made(64, layers=0, **SIZES, rngs=nnx.Rngs(0))
+    for wrong in ({"dropout": 1.0}, {"dropout": -0.5}, {"hidden": 0}, {"heads": 0}, {"heads": -1}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(UserError, match=rf"method\.{name} is {value}"):
+            decoders.DualModalDecoder(64, layers=1, **SIZES | wrong, rngs=nnx.Rngs(0))

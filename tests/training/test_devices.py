@@ -58,6 +58,11 @@ FURTHER = [
     ("vit", {"name": "mkt", "tune": "prompt", "top_k": 2, "train_blocks": 1, "tune_ends": True}),
     ("vit", {"name": "tai_dpt", "n_ctx": 2, "local": False}),
     ("resnet", {"name": "dual_coop", "n_ctx": 2, "train_image_encoder": True}),
+    ("resnet", {"name": "adds", "layers": 2, "hidden": 32, "image_size": 128, "levels": (1,)}),
+    (
+        "vit",
+        {"name": "adds", "layers": 2, "hidden": 32, "selected_labels": 23, "negative_ratio": 0.05},
+    ),
     ("resnet", {"name": "fine_tune", "batch_norm": "train"}),
     ("resnet", {"name": "clip_ft", "train_blocks": "all"}),
 ]
