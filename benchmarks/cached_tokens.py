@@ -78,7 +78,7 @@ def build(folder: Path) -> World:
     settings = {"name": "ViT-B/32", "weights": "random"}
     config = parse_config(
         {"method": method, "data": data, "backbone": settings, "batch_size": BATCH}
-        | {"eval": {"splits": (), "batch_size": BATCH}}
+        | {"eval": {"splits": ("validation",), "batch_size": BATCH}}
     )
     (stage,) = config.stages
     backbone, mesh = load_backbone(config.backbone), make_mesh()
