@@ -62,6 +62,14 @@ class Linear(nnx.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
+def start_as_torch(layer: Linear, rngs: nnx.Rngs) -> Linear:
+    """A linear layer with torch's starting values: kernel, bias uniform in +-1/sqrt(inputs)."""
+    bound = layer.kernel.shape[0] ** -0.5
+    for value in (layer.kernel, layer.bias):
+        value[...] = jax.random.uniform(rngs.params(), value.shape, jnp.float32, -bound, bound)
+    return layer
+
+
 def _flash_attention_runs(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether cuDNN's fused kernel takes this: half types on NVIDIA GPUs from Ampere on."""
     device = jax.devices()[0]

@@ -20,7 +20,6 @@ all of them found: labels of a task are scored by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip import CLIP, CLIPConfig, ImageFeatures, PromptTokens
+from mlclip_jax.clip import CLIP, CLIPConfig, ImageFeatures
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
@@ -149,10 +148,6 @@ class ADDS(Method):
     def image_settings(self) -> str:
         """Which crops there are."""
         return repr(self.pyramid)
-
-    def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
-        """None: the text features are computed once."""
-        return ()
 
     def label_inputs(
         self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1

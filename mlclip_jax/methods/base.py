@@ -214,8 +214,8 @@ class Method(nnx.Module):
         return self.clip.image
 
     def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
-        """Tokenised prompts of these names (host arrays)."""
-        raise TypeError(f"{type(self).__name__} defines no prompts")
+        """Tokenised prompts of these names (host arrays); none where nothing is to be encoded."""
+        return ()
 
     def label_inputs(
         self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1

@@ -11,22 +11,19 @@ Any labels can be scored afterwards; logits depend on which are scored together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.clip import CLIP, ImageFeatures
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.clip.config import ViTConfig
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
-from mlclip_jax.modules.heads import normalize_over_labels, patch_products
+from mlclip_jax.modules.heads import normalize_over_labels, patch_products, products
 from mlclip_jax.modules.prompts import Encoder, template_features
 
 
@@ -73,10 +70,6 @@ class CLIPFT(Method):
                 "blocks to choose from: fewer, or 'all' for the whole tower"
             )
 
-    def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
-        """None: the text features are computed once."""
-        return ()
-
     def label_inputs(
         self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1
     ) -> LabelInputs:
@@ -104,9 +97,7 @@ class CLIPFT(Method):
         progress: Progress | None = None,
     ) -> Array:
         """Scores of unit length over the labels: float32 [b c]."""
-        v = image_features.pooled.astype(label_features.dtype)
-        scores = jnp.einsum("bd,cd->bc", v, label_features, precision=jax.lax.Precision.HIGHEST)
-        return normalize_over_labels(scores, labels.mask)
+        return normalize_over_labels(products(image_features.pooled, label_features), labels.mask)
 
     def patch_scores(
         self, image_features: ImageFeatures, label_features: Array, labels: LabelInputs

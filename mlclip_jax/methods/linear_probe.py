@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -23,8 +22,8 @@ from jax import Array
 from mlclip_jax.clip import CLIP, ImageFeatures
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress, padded_index
-from mlclip_jax.modules.heads import normalize
+from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
+from mlclip_jax.modules.heads import normalize, products
 from mlclip_jax.modules.prompts import Encoder, template_features
 
 
@@ -72,17 +71,6 @@ class LinearProbe(Method):
         self.kernel, self.bias = nnx.Param(kernel), nnx.Param(bias)
         self.own_classes = space.names
 
-    def label_inputs(
-        self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1
-    ) -> LabelInputs:
-        """Rows of the layer; no prompts.
-
-        Raises:
-            UserError: other classes than those it was made for.
-        """
-        self.check_classes(space)
-        return LabelInputs((), *padded_index(len(space), multiple_of))
-
     def encode_labels(
         self,
         labels: LabelInputs,
@@ -103,6 +91,5 @@ class LinearProbe(Method):
     ) -> Array:
         """v W^T + bias: float32 [b c]."""
         v = image_features.pooled
-        v = normalize(v) if self.config.normalize else v.astype(label_features.dtype)
-        x = jnp.einsum("bd,cd->bc", v, label_features, precision=jax.lax.Precision.HIGHEST)
+        x = products(normalize(v) if self.config.normalize else v, label_features)
         return x + self.bias[...][labels.index]

@@ -37,7 +37,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -54,7 +53,7 @@ from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace, split_template
 from mlclip_jax.labels.word_vectors import read_word_vectors, vector_size
 from mlclip_jax.methods.base import Batch, LabelInputs, Method, MethodConfig, Progress
-from mlclip_jax.modules.heads import normalize_over_labels, patch_products, top_patches
+from mlclip_jax.modules.heads import normalize_over_labels, patch_products, products, top_patches
 from mlclip_jax.modules.prompts import (
     Context,
     Encoder,
@@ -320,9 +319,7 @@ class MKT(Method):
         if self.config.streams != "global":
             found["local"] = top_patches(image_features.tokens, label_features, self.config.top_k)
         if self.config.streams != "local":
-            f32 = jnp.promote_types(label_features.dtype, jnp.float32)
-            v, z = image_features.pooled.astype(f32), label_features.astype(f32)
-            found["global"] = jnp.einsum("bd,cd->bc", v, z, precision=jax.lax.Precision.HIGHEST)
+            found["global"] = products(image_features.pooled, label_features)
         return found
 
     def streams(

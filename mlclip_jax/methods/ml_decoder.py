@@ -15,7 +15,6 @@ CLIP's joint one, where theirs is 768; attention weights are not dropped out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip import CLIP, ImageFeatures, PromptTokens
+from mlclip_jax.clip import CLIP, ImageFeatures
 from mlclip_jax.clip.arrays import path_string
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
@@ -105,10 +104,6 @@ class MLDecoderMethod(Method):
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (groups, width)))
         self.projection = GroupProjection(groups, width, classes, rngs=rngs)
         self.own_classes = space.names
-
-    def prompts(self, names: Sequence[str], encoder: Encoder) -> tuple[PromptTokens, ...]:
-        """None: text features are computed once, where there are any."""
-        return ()
 
     def label_inputs(
         self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1

@@ -26,13 +26,14 @@ from mlclip_jax.clip import CLIP, ImageFeatures
 from mlclip_jax.clip.transformer import Linear
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import LabelSpace
-from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress, padded_index
+from mlclip_jax.methods.base import LabelInputs, Method, MethodConfig, Progress
 from mlclip_jax.modules.decoders import (
     EncoderLayer,
     GroupProjection,
     StandardDecoder,
     Watch,
     sine_positions,
+    start_as_xavier,
 )
 from mlclip_jax.modules.prompts import Encoder
 
@@ -89,25 +90,16 @@ class Query2Label(Method):
             **sizes,
             rngs=rngs,
         )
-        for layer in (self.encoder, *self.decoder.layers):
-            _start_as_xavier(layer, rngs)
+        for part in (self.encoder, self.decoder):  # the release's start
+            for _, module in nnx.iter_modules(part):
+                if isinstance(module, Linear):
+                    start_as_xavier(module, rngs)
         self.queries = nnx.Param(jax.random.normal(rngs.params(), (classes, width)))
         self.projection = GroupProjection(classes, width, classes, rngs=rngs)
         for value in (self.projection.kernel, self.projection.bias):
             bound = width**-0.5
             value[...] = jax.random.uniform(rngs.params(), value.shape, minval=-bound, maxval=bound)
         self.own_classes = space.names
-
-    def label_inputs(
-        self, space: LabelSpace, encoder: Encoder, *, multiple_of: int = 1
-    ) -> LabelInputs:
-        """Rows of the classes; no prompts.
-
-        Raises:
-            UserError: other classes than those it was made for.
-        """
-        self.check_classes(space)
-        return LabelInputs((), *padded_index(len(space), multiple_of))
 
     def encode_labels(
         self,
@@ -152,13 +144,3 @@ class Query2Label(Method):
         attention: Watch = []
         self._decode(image_features, label_features, None, attention)
         return (sum(attention) / len(attention))[:, labels.index]
-
-
-def _start_as_xavier(layer: nnx.Module, rngs: nnx.Rngs) -> None:
-    """Matrices of a layer uniform in +-sqrt(6 / (inputs + outputs)), as the release starts."""
-    for _, module in nnx.iter_modules(layer):
-        if isinstance(module, Linear):
-            shape = module.kernel.shape
-            bound = (6 / sum(shape)) ** 0.5
-            start = jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-            module.kernel[...] = start

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +23,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from mlclip_jax.clip.transformer import LayerNorm, Linear, dot_product_attention
+from mlclip_jax.clip.transformer import (
+    LayerNorm,
+    Linear,
+    dot_product_attention,
+    start_as_torch,
+)
 from mlclip_jax.errors import UserError
 
 _EPS = 1e-5  # of the norms, torch's default
@@ -32,15 +37,15 @@ Watch = list[Array]
 
 
 def torch_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> Linear:
-    """A linear layer that starts as torch's: kernel and bias uniform in +-1/sqrt(inputs)."""
-    layer = Linear(inputs, outputs, rngs=rngs)
-    for value in (layer.kernel, layer.bias):
-        value[...] = _uniform(value.shape, inputs**-0.5, rngs)
-    return layer
+    """A linear layer that starts as torch's: [... inputs] -> [... outputs]."""
+    return start_as_torch(Linear(inputs, outputs, rngs=rngs), rngs)
 
 
-def _uniform(shape: Sequence[int], bound: float, rngs: nnx.Rngs) -> Array:
-    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+def start_as_xavier(layer: Linear, rngs: nnx.Rngs) -> None:
+    """Kernel uniform in +-sqrt(6 / (inputs + outputs)); the bias stays as it is."""
+    shape = layer.kernel.shape
+    bound = math.sqrt(6 / sum(shape))
+    layer.kernel[...] = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
 
 def dropout(x: Array, rate: float, key: Array | None, number: int) -> Array:
@@ -71,7 +76,7 @@ class CrossAttention(nnx.Module):
         if heads < 1 or width % heads:
             raise UserError(f"method.heads is {heads} and does not divide the width {width}")
         self.packed = Linear(width, 3 * width, rngs=rngs)  # columns q, k, v
-        self.packed.kernel[...] = _uniform((width, 3 * width), math.sqrt(6 / (4 * width)), rngs)
+        start_as_xavier(self.packed, rngs)
         self.out = torch_linear(width, width, rngs=rngs)
         self.out.bias[...] = jnp.zeros(width)
         self.heads = heads

@@ -21,9 +21,7 @@ def cosine_logits(image_features: Array, label_features: Array, scale: Array | f
 
     Source: CLIP (Radford et al., 2021, Figure 3), where scale = exp(logit_scale).
     """
-    v, t = normalize(image_features), normalize(label_features)
-    # float32 in earnest: accelerators multiply float32 in fewer bits unless told otherwise.
-    return scale * jnp.einsum("bd,cd->bc", v, t, precision="highest")
+    return scale * products(normalize(image_features), normalize(label_features))
 
 
 def pool_regions(
@@ -66,6 +64,14 @@ def top_patches(tokens: Array, label_features: Array, k: int) -> Array:
     Source: He et al., AAAI 2023 (MKT), Eq. 3, second term, and its released code.
     """
     return top_mean(patch_products(tokens, label_features), k)
+
+
+def products(image_features: Array, label_features: Array) -> Array:
+    """Inner products of images with labels: [b d], [c d] -> float32 [b c]."""
+    f32 = jnp.promote_types(label_features.dtype, jnp.float32)
+    v, labels = image_features.astype(f32), label_features.astype(f32)
+    # float32 in earnest: accelerators multiply float32 in fewer bits unless told otherwise.
+    return jnp.einsum("bd,cd->bc", v, labels, precision="highest")
 
 
 def patch_products(tokens: Array, label_features: Array) -> Array:

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from mlclip_jax.clip import CLIP, PromptTokens
-from mlclip_jax.clip.transformer import Linear
+from mlclip_jax.clip.transformer import Linear, start_as_torch
 from mlclip_jax.errors import UserError
 from mlclip_jax.labels.space import readable, split_template
 
@@ -165,11 +165,7 @@ class MetaNetwork(nnx.Module):
         self.linear1 = Linear(inputs, hidden, rngs=rngs)
         self.linear2 = Linear(hidden, outputs, rngs=rngs)
         for layer in (self.linear1, self.linear2):
-            bound = layer.kernel.shape[0] ** -0.5
-            for value in (layer.kernel, layer.bias):
-                value[...] = jax.random.uniform(
-                    rngs.params(), value.shape, jnp.float32, -bound, bound
-                )
+            start_as_torch(layer, rngs)
 
     def __call__(self, x: Array) -> Array:
         """[n inputs] -> [n outputs]."""

@@ -40,7 +40,7 @@ from mlclip_jax.errors import UserError, make_folder
 from mlclip_jax.fields import from_mapping
 from mlclip_jax.labels.space import LabelSpace
 from mlclip_jax.methods.base import LabelInputs, Method, Progress, padded_index
-from mlclip_jax.modules.heads import normalize
+from mlclip_jax.modules.heads import normalize, products
 from mlclip_jax.modules.prompts import Encoder
 
 if TYPE_CHECKING:
@@ -194,8 +194,7 @@ class Classifier(nnx.Module):
         progress: Progress | None = None,
     ) -> Array:
         """float32 [b c]."""
-        v = normalize(image_features.pooled)
-        x = jnp.einsum("bd,cd->bc", v, label_features, precision="highest")
+        x = products(normalize(image_features.pooled), label_features)
         return x + self.bias[...][labels.index]
 
 
