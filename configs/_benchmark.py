@@ -105,6 +105,20 @@ def benchmark(
     return config
 
 
+def ml_decoder(config: ConfigDict, rate: float) -> None:
+    """The recipe of ML-Decoder's code, and after it of ADDS: Adam in one cycle, with an average."""
+    config.data.update(resize="squash", augment="cutout_randaugment")
+    config.batch_size = 56
+    config.duration = "40 epochs"
+    config.optim = {
+        "name": "adam",
+        "learning_rate": rate,
+        "weight_decay": 1e-4,
+        "schedule": "onecycle",
+    }
+    config.ema_decay = 0.9997
+
+
 def dassl(config: ConfigDict, rate: float, epochs: int) -> None:
     """The optimizer of CoOp's code and of those built on it: SGD, cosine from epoch to epoch.
 

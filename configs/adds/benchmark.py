@@ -85,17 +85,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.levels:
         method["levels"] = tuple(int(level) for level in arg.levels.split("+"))
     config = _SHARED["benchmark"](arg, method)
-    config.data.update(resize="squash", augment="none" if arg.cache else "cutout_randaugment")
-    config.batch_size = 56
-    config.duration = "40 epochs"
-    config.optim = {
-        "name": "adam",
-        "learning_rate": 1e-4 if max(arg.image_size, own) > 336 else 3e-4,
-        "weight_decay": 1e-4,
-        "schedule": "onecycle",
-    }
-    config.ema_decay = 0.9997
+    _SHARED["ml_decoder"](config, 1e-4 if max(arg.image_size, own) > 336 else 3e-4)
     if arg.cache:
+        config.data.augment = "none"
         config.cache = {"folder": arg.cache, "dtype": "int8"}
     if arg.data.startswith("imagenet21k"):
         config.method.selected_labels = 4 * config.batch_size

@@ -34,14 +34,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.groups:
         method["groups"] = arg.groups
     config = _SHARED["benchmark"](arg, method)
-    config.data.update(resize="squash", augment="cutout_randaugment")
-    config.batch_size = 56
-    config.duration = "40 epochs"
-    config.optim = {
-        "name": "adam",
-        "learning_rate": 1e-4 if arg.whole else 3e-4,
-        "weight_decay": 1e-4,
-        "schedule": "onecycle",
-    }
-    config.ema_decay = 0.9997
+    _SHARED["ml_decoder"](config, 1e-4 if arg.whole else 3e-4)
     return config

@@ -27,14 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = _SHARED["parse"](arg, backbone="ViT-L/14", frozen=False)
     method = {"name": "query2label", "train_image_encoder": not arg.frozen}
     config = _SHARED["benchmark"](arg, method)
-    config.data.update(resize="squash", augment="cutout_randaugment")
-    config.batch_size = 64
-    config.duration = "80 epochs"
-    config.optim = {
-        "name": "adamw",
-        "learning_rate": 1e-4,
-        "weight_decay": 1e-2,
-        "schedule": "onecycle",
-    }
-    config.ema_decay = 0.9997
+    _SHARED["ml_decoder"](config, 1e-4)
+    config.batch_size, config.duration = 64, "80 epochs"
+    config.optim.update(name="adamw", weight_decay=1e-2)
     return config
