@@ -15,13 +15,11 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paired import Job, Runs, cell, job, parser
+from paired import Job, Runs, cell, features_of_core, job, parser, train_and_score
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (1e-3, 3e-3, 1e-2)
@@ -98,21 +96,13 @@ def settings(job: Job) -> Any:
 def run(settings: Callable[[Job], Any], job: Job) -> tuple[Job, dict[str, Any]]:
     """The metric that selects, in per cent, and test figures where it is highest."""
     from mlclip_jax.evaluation.protocol import PROTOCOLS
-    from mlclip_jax.training.build import load_trained
-    from mlclip_jax.training.loop import fit
-    from mlclip_jax.training.scoring import Scorer
 
     config = settings(job)
     if job.rate is not None:
-        place = Path(tempfile.gettempdir()) / "mlclip_jax_features"
-        config.cache = {"folder": str(place / str(min(os.sched_getaffinity(0))))}
-    with tempfile.TemporaryDirectory() as folder:
-        fit(config, folder, quiet=True)
-        trained = load_trained(folder, which="best")
-        scorer = Scorer(trained, ("test",), 100)
-        found = scorer.score({"it": trained.method}, "test", subsets=("unseen",))["it"]
+        config.cache = features_of_core()
+    trained, found, space = train_and_score(config)
     measured = PROTOCOLS["nus_zsl"].measure(
-        found.scores, found.targets, scorer.data.space, task_scores=found.task_scores
+        found.scores, found.targets, space, task_scores=found.task_scores
     )
     figures = {"mAP": found.metrics["mAP"]} | {n: measured[n].value for n in FIGURES[1:]}
     validation = trained.meta["metrics"]["validation"]["raw"][config.eval.metric]

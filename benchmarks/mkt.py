@@ -16,12 +16,11 @@ Writes OUT.json and OUT.md. Runs that OUT.json has, with the same settings, are 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paired import Job, Runs, cell, job, parser
+from paired import Job, Runs, cell, job, parser, train_and_score
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RATES = (3e-5, 1e-4, 3e-4)
@@ -87,19 +86,10 @@ def _number(text: str) -> float | int:
 def run(settings: Callable[[Job], Any], job: Job) -> tuple[Job, dict[str, Any]]:
     """Validation mAP of seen labels in per cent where it is highest, and test figures there."""
     from mlclip_jax.evaluation.protocol import PROTOCOLS
-    from mlclip_jax.training.build import load_trained
-    from mlclip_jax.training.loop import fit
-    from mlclip_jax.training.scoring import Scorer
 
     protocol = PROTOCOLS["nus_zsl"]
-    with tempfile.TemporaryDirectory() as folder:
-        fit(settings(job), folder, quiet=True)
-        trained = load_trained(folder, which="best")
-        scorer = Scorer(trained, ("test",), 100)
-        found = scorer.score({"it": trained.method}, "test", subsets=("unseen",))["it"]
-    figures = protocol.measure(
-        found.scores, found.targets, scorer.data.space, task_scores=found.task_scores
-    )
+    trained, found, space = train_and_score(settings(job))
+    figures = protocol.measure(found.scores, found.targets, space, task_scores=found.task_scores)
     validation = trained.meta["metrics"]["validation"]["raw"]["mAP/seen"]
     return job, {
         "validation": round(100 * validation, 3),

@@ -108,6 +108,26 @@ def digest(config: Any) -> str:
     return hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:16]
 
 
+def features_of_core() -> dict[str, str]:
+    """`config.cache` of a run that shares image features with the others on its core."""
+    place = Path(tempfile.gettempdir()) / "mlclip_jax_features"
+    return {"folder": str(place / str(min(os.sched_getaffinity(0))))}
+
+
+def train_and_score(config: Any) -> tuple[Any, Any, Any]:
+    """The best checkpoint of a run, its result on "test" with ZSL by itself, and the labels."""
+    from mlclip_jax.training.build import load_trained
+    from mlclip_jax.training.loop import fit
+    from mlclip_jax.training.scoring import Scorer
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit(config, folder, quiet=True)
+        trained = load_trained(folder, which="best")
+        scorer = Scorer(trained, ("test",), 100)
+        found = scorer.score({"it": trained.method}, "test", subsets=("unseen",))["it"]
+    return trained, found, scorer.data.space
+
+
 def _run(
     settings: Callable[[Job], Any], job: Job, *, per_class: bool = False, cached: bool = False
 ) -> tuple[Job, dict[str, Any]]:
@@ -116,8 +136,7 @@ def _run(
 
     config = settings(job)
     if cached and job.rate is not None:
-        place = Path(tempfile.gettempdir()) / "mlclip_jax_features"
-        config.cache = {"folder": str(place / str(min(os.sched_getaffinity(0))))}
+        config.cache = features_of_core()
     with tempfile.TemporaryDirectory() as folder:
         fit(config, folder, quiet=True)
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open()]

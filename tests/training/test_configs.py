@@ -48,7 +48,7 @@ def as_case(path):
     return pytest.param(path, id=name, marks=[pytest.mark.slow] if name in LONG else [])
 
 
-@pytest.mark.parametrize("path", map(as_case, FILES))
+@pytest.mark.parametrize("path", [as_case(path) for path in FILES])
 def test_config_dry_run(path):
     dry_run(load_config(str(path)))
 
