@@ -119,7 +119,7 @@ def test_a_mended_image_is_no_other_data(tmp_path, raw):
     (raw / "beach/2.jpg").write_bytes(good[:200])
     run(tmp_path / "run", raw)
     (raw / "beach/2.jpg").write_bytes(good)
-    run(tmp_path / "run", raw, 3)
+    assert run(tmp_path / "run", raw, 3).keys() == {"test"}  # it went on
 
 
 def test_other_settings_of_the_data_are_named_before_their_labels(tmp_path, raw):
